@@ -1,0 +1,19 @@
+# make demo: a sentence becomes a clip · make test: runs every test · make lab: opens the notebooks
+PYTHON ?= python3
+VENV ?= .venv
+
+.PHONY: demo test lab
+demo: $(VENV)/ready
+	$(VENV)/bin/minit2v generate "a red circle moves right" -o clip.mp4 -o clip.gif -o clip.png
+test: $(VENV)/ready-test
+	$(VENV)/bin/python -m pytest -q
+lab: $(VENV)/ready-course
+	$(VENV)/bin/jupyter lab notebooks
+
+# The environment: made once, and again when pyproject.toml has changed.
+$(VENV)/ready-test: EXTRAS = [test]
+$(VENV)/ready-course: EXTRAS = [course]
+$(VENV)/ready $(VENV)/ready-test $(VENV)/ready-course: pyproject.toml
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable ".$(EXTRAS)"
+	touch $@

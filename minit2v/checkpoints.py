@@ -1,0 +1,161 @@
+"""The released weight files: what they call the tensors that our modules hold.
+
+The same numbers go by three sets of names: ours; diffusers' (`UNet3DConditionModel`); and those of the
+original ModelScope release (`UNetSD`, whose files spell a word `temopral_conv`, so we must, too, but in
+this file only). A layout is a short list of rules, each a pattern and its replacement, applied one after
+the other to one of our names. The way back needs no second list: we know all of our names, so we know
+all of theirs.
+"""
+
+import re
+
+import torch
+from torch import Tensor
+
+from .config import UNetConfig
+from .unet import UNet
+
+Rules = list[tuple]                                      # (pattern, replacement), both as `re.sub` takes them
+Shape = tuple[int, ...]
+
+
+def translate(name: str, rules: Rules) -> str:
+    """One of our names in the words of a layout."""
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def rename(state: dict[str, Tensor], names: dict[str, tuple[str, Shape]], what: str) -> dict[str, Tensor]:
+    """Gives every tensor of `state` its new name and shape, `names[old] = (new, shape)`; copies no numbers.
+
+    Shapes may differ in axes of size 1: what is a linear layer (o, i) here can be a convolution (o, i, 1)
+    there. `what` says in an error which file this is. Raises ValueError if a tensor is missing, unknown or
+    of another shape.
+    """
+    for problem, keys in (("lacks", names.keys() - state.keys()), ("has unknown", state.keys() - names.keys())):
+        if keys:
+            raise ValueError(f"{what} {problem} tensors, {len(keys)} where {len(names)} are expected: "
+                             f"{_first(keys)}. Is it this model, in this size and this layout?")
+    wrong = [f"{old} is {tuple(state[old].shape)}, not {shape}" for old, (_, shape) in names.items()
+             if [n for n in state[old].shape if n > 1] != [n for n in shape if n > 1]]
+    if wrong:
+        raise ValueError(f"{what} has {len(wrong)} tensors of another shape: {_first(wrong)}. "
+                         "The configuration is not the one of the file.")
+    return {new: state[old].reshape(shape) for old, (new, shape) in names.items()}
+
+
+def _first(items, count: int = 3) -> str:
+    return ", ".join(sorted(items)[:count]) + (", ..." if len(items) > count else "")
+
+
+# ------------------------------------------------------------------------------------------------ UNet
+
+# Transformers: both layouts keep a list of blocks (always of one), and name layers by place.
+_TRANSFORMER: Rules = [
+    (r"(transformer|transformer_in)\.block\.", r"\1.transformer_blocks.0."),
+    (r"\.to_out\.", ".to_out.0."),
+    (r"\.ff\.proj\.", ".ff.net.0.proj."),
+    (r"\.ff\.out\.", ".ff.net.2."),
+]
+
+# diffusers keeps the four kinds of parts in four lists of their own.
+UNET_DIFFUSERS: Rules = _TRANSFORMER + [
+    (r"^time_embedding\.0\.", "time_embedding.linear_1."),
+    (r"^time_embedding\.2\.", "time_embedding.linear_2."),
+    (r"^norm_out\.", "conv_norm_out."),
+    (r"^(down|up)\.(\d+)\.resample\.", r"\1_blocks.\2.\1samplers.0."),
+    (r"^(down|up)\.(\d+)\.blocks\.", r"\1_blocks.\2."),
+    (r"^mid\.", "mid_block."),
+    (r"\.(\d+)\.res\.", r".resnets.\1."),
+    (r"\.(\d+)\.temporal_conv\.", r".temp_convs.\1."),
+    (r"\.(\d+)\.spatial_transformer\.", r".attentions.\1."),
+    (r"\.(\d+)\.temporal_transformer\.", r".temp_attentions.\1."),
+    (r"\.time_proj\.", ".time_emb_proj."),
+    (r"\.shortcut\.", ".conv_shortcut."),
+]
+
+
+def unet_modelscope_rules(config: UNetConfig) -> Rules:
+    """ModelScope numbers the blocks through, down- and upsampling included, and the parts in a block (0, 1, 2)."""
+    blocks = config.res_blocks + 1                       # per level; on the way down the last one is the resampling
+
+    def upsample(match) -> str:                          # stands behind the parts of its level's last block
+        level = int(match[1])
+        slot = 3 if config.attention[::-1][level] else 1
+        return f"output_blocks.{level * blocks + config.res_blocks}.{slot}."
+
+    return _TRANSFORMER + [
+        (r"^time_embedding\.", "time_embed."),
+        (r"^conv_in\.", "input_blocks.0.0."),
+        (r"^transformer_in\.", "input_blocks.0.1."),
+        (r"\.res\.norm1\.", ".res.in_layers.0."),
+        (r"\.res\.conv1\.", ".res.in_layers.2."),
+        (r"\.res\.time_proj\.", ".res.emb_layers.1."),
+        (r"\.res\.norm2\.", ".res.out_layers.0."),
+        (r"\.res\.conv2\.", ".res.out_layers.3."),
+        (r"\.res\.shortcut\.", ".res.skip_connection."),
+        (r"^down\.(\d+)\.blocks\.(\d+)\.", lambda m: f"input_blocks.{1 + int(m[1]) * blocks + int(m[2])}."),
+        (r"^down\.(\d+)\.resample\.conv\.", lambda m: f"input_blocks.{(int(m[1]) + 1) * blocks}.op."),
+        (r"^mid\.1\.res\.", "middle_block.3."),
+        (r"^mid\.1\.temporal_conv\.", "middle_block.3.temopral_conv."),
+        (r"^mid\.0\.", "middle_block."),
+        (r"^up\.(\d+)\.blocks\.(\d+)\.", lambda m: f"output_blocks.{int(m[1]) * blocks + int(m[2])}."),
+        (r"^up\.(\d+)\.resample\.", upsample),
+        (r"\.res\.", ".0."),
+        (r"\.temporal_conv\.", ".0.temopral_conv."),
+        (r"\.spatial_transformer\.", ".1."),
+        (r"\.temporal_transformer\.", ".2."),
+        (r"^norm_out\.", "out.0."),
+        (r"^conv_out\.", "out.2."),
+    ]
+
+
+def unet_names(config: UNetConfig, layout: str) -> dict[str, tuple[str, Shape, Shape]]:
+    """Every tensor of a UNet of this size: our name -> (the layout's name, our shape, the layout's shape).
+
+    layout: "diffusers" or "modelscope". Shapes differ in one case: the layers by which temporal transformers
+    begin and end are Conv1d of kernel 1 in ModelScope's files, (o, i, 1), and linear elsewhere, (o, i).
+    """
+    if layout not in ("diffusers", "modelscope"):
+        raise ValueError(f'layout is {layout!r}; it must be "diffusers" or "modelscope"')
+    rules = UNET_DIFFUSERS if layout == "diffusers" else unet_modelscope_rules(config)
+    with torch.device("meta"):                           # shapes without numbers: costs no memory
+        tensors = UNet(config).state_dict()
+    names = {}
+    for name, tensor in tensors.items():
+        shape = tuple(tensor.shape)
+        conv1d = layout == "modelscope" and re.search(r"(temporal_transformer|transformer_in)\.proj_\w+\.weight", name)
+        names[name] = (translate(name, rules), shape, (*shape, 1) if conv1d else shape)
+    return names
+
+
+def unet_to_diffusers(state: dict[str, Tensor], config: UNetConfig) -> dict[str, Tensor]:
+    """Our UNet's state dict as one of diffusers' UNet3DConditionModel. Raises ValueError as `rename` does."""
+    return _unet_to("diffusers", state, config)
+
+
+def unet_from_diffusers(state: dict[str, Tensor], config: UNetConfig) -> dict[str, Tensor]:
+    """The state dict of a UNet3DConditionModel as ours. Raises ValueError as `rename` does."""
+    return _unet_from("diffusers", state, config)
+
+
+def unet_to_modelscope(state: dict[str, Tensor], config: UNetConfig) -> dict[str, Tensor]:
+    """Our UNet's state dict as that of text2video_pytorch_model.pth. Raises ValueError as `rename` does."""
+    return _unet_to("modelscope", state, config)
+
+
+def unet_from_modelscope(state: dict[str, Tensor], config: UNetConfig) -> dict[str, Tensor]:
+    """The contents of text2video_pytorch_model.pth as our UNet's state dict. Raises ValueError as `rename` does."""
+    return _unet_from("modelscope", state, config)
+
+
+def _unet_to(layout: str, state: dict[str, Tensor], config: UNetConfig) -> dict[str, Tensor]:
+    names = unet_names(config, layout)
+    return rename(state, {ours: (theirs, shape) for ours, (theirs, _, shape) in names.items()}, "the UNet")
+
+
+def _unet_from(layout: str, state: dict[str, Tensor], config: UNetConfig) -> dict[str, Tensor]:
+    names = unet_names(config, layout)
+    return rename(state, {theirs: (ours, shape) for ours, (theirs, shape, _) in names.items()},
+                  f"the {layout} UNet file")

@@ -1,0 +1,222 @@
+"""The `minit2v` command: a verb, and what it needs to know.
+
+Every verb has `--help`. The exit status is 0 if all went well, 1 if it failed and 2 if the command makes
+no sense; an error is one message that says what to change, and a traceback only with `--debug`. Where a
+program would read the answer, `--json` prints one JSON object on the standard output and nothing else.
+Modules are imported by the verb that uses them, so that `--help` answers at once.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+import traceback
+import warnings
+from pathlib import Path
+
+from minit2v import __version__
+
+SAMPLERS = ("ddim", "ddpm", "dpm++")
+DTYPES = ("float32", "float16", "bfloat16")
+STAGES = ("all", "autoencoder", "text", "image", "video")
+ENDINGS = (".mp4", ".gif", ".webp", ".png")
+
+
+def generate(args) -> int:
+    """Makes a clip of a sentence and writes it."""
+    from minit2v import pipeline, video
+
+    outputs = [video.check_path(path) for path in args.output or [Path("clip.mp4")]]     # before the work, not after
+    pipe = pipeline.load(args.weights, dtype=args.dtype, device=args.device)
+    options = {name: getattr(args, name) for name in ("negative_prompt", "num_frames", "height", "width", "seed", "eta",
+                                                      "num_inference_steps", "guidance_scale", "sampler", "spacing")}
+    begin = time.perf_counter()
+    clip = pipe(args.prompt, **options, progress=not args.json)
+    seconds = time.perf_counter() - begin
+
+    frames, height, width, _ = clip.shape
+    settings = {"prompt": args.prompt, **options, "num_frames": frames, "height": height, "width": width,
+                "dtype": args.dtype, "model": pipe.config.name, "minit2v": __version__}
+    fps = pipe.config.fps if args.fps is None else args.fps
+    for path in outputs:
+        video.save(clip, path, fps=fps, settings=settings)
+    readings = read_objects(clip, fps) if pipe.config.name == "mini" and frames >= 4 else None
+    if args.json:
+        print(json.dumps({"files": [str(path.resolve()) for path in outputs], "seconds": round(seconds, 3),
+                          "referee": readings, "settings": settings}))
+        return 0
+    print(f"{args.prompt!r}: {frames} frames of {height} x {width} pixels in {seconds:.1f} s")
+    for path in outputs:
+        print(f"  wrote {path.resolve()}")
+    if readings is not None:
+        objects = [f"{r['size']} {r['colour']} {r['shape']}, motion: {r['motion']}" for r in readings]
+        print(f"  the referee reads: {'; '.join(objects) or 'nothing, the clip is unreadable'}")
+    return 0
+
+
+def read_objects(clip, fps: float) -> list[dict]:
+    """What the referee of Moving Shapes sees in a clip: the attributes of each object."""
+    from minit2v import referee
+
+    return [vars(reading) for reading in referee.read(clip, fps)]
+
+
+def evaluate(args) -> int:
+    """Scores a model, or the referee itself, and prints the table."""
+    from minit2v import metrics
+
+    return metrics.main_evaluate(args) or 0
+
+
+def train(args) -> int:
+    """Trains a model, stage by stage; the same command goes on where a killed one stopped."""
+    from minit2v import training
+
+    return training.main_train(args) or 0
+
+
+def doctor(args) -> int:
+    """Checks that everything is here, and says how to mend what is not."""
+    from minit2v import doctor as practice
+
+    findings = practice.examine()
+    healthy = all(finding.status != "bad" for finding in findings)
+    if args.json:
+        print(json.dumps({"healthy": healthy, "findings": [vars(finding) for finding in findings]}))
+    else:
+        print(practice.report(findings))
+        print("all is well" if healthy else "something that is needed is missing")
+    return 0 if healthy else 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line, verb by verb."""
+    parser = argparse.ArgumentParser(prog="minit2v", description="Text to video, small enough to understand.")
+    parser.add_argument("--version", action="version", version=f"minit2v {__version__}")
+    verbs = parser.add_subparsers(title="verbs", dest="verb", required=True, metavar="VERB")
+
+    def verb(run, **more):
+        one = verbs.add_parser(run.__name__, help=run.__doc__, description=run.__doc__, **more)
+        one.set_defaults(run=run)
+        one.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        return one
+
+    one = verb(generate)
+    one.add_argument("prompt", help='what to show, in quotes: "a red circle moves right"; "" for anything')
+    one.add_argument("-o", "--output", type=_output, action="append", metavar="FILE",
+                     help="where to write: .mp4 .gif .webp or .png (film strip); may be given several times "
+                          "(default: clip.mp4)")
+    one.add_argument("--negative-prompt", default="", metavar="S", help="what not to show")
+    one.add_argument("--seed", type=_seed, default=0, help="another number, another clip (default: 0)")
+    _add_sampling(one)
+    one.add_argument("--eta", type=_share, default=0.0, help="randomness of ddim, 0 to 1 (default: 0)")
+    one.add_argument("--spacing", choices=("modelscope", "leading", "linspace"), help="which times are visited")
+    one.add_argument("--num-frames", type=_positive, metavar="N", help="(default: the model's)")
+    one.add_argument("--height", type=_positive, metavar="H", help="in pixels (default: the model's)")
+    one.add_argument("--width", type=_positive, metavar="W", help="in pixels (default: the model's)")
+    one.add_argument("--fps", type=_number, help="frames a second in the file (default: the model's)")
+    one.add_argument("--weights", metavar="W", help="folder of a model (default: the mini model that comes along)")
+    one.add_argument("--dtype", choices=DTYPES, default="float32", help="number type (default: float32)")
+    one.add_argument("--device", metavar="D", help="where to compute (default: cpu)")
+    one.add_argument("--json", action="store_true", help="print the answer as JSON")
+
+    one = verb(evaluate)
+    one.add_argument("--weights", metavar="W", help="folder of a model (default: the mini model that comes along)")
+    one.add_argument("--referee", action="store_true", help="score the referee instead of a model")
+    one.add_argument("--clips", type=_positive, default=400, metavar="N", help="clips in each row (default: 400)")
+    _add_sampling(one)
+    one.add_argument("--seed", type=_seed, default=0, help="(default: 0)")
+    one.add_argument("--json", type=Path, metavar="FILE", help="write the table to a JSON file too")
+
+    one = verb(train)
+    one.add_argument("--preset", choices=("mini",), default="mini", help="which configuration (default: mini)")
+    one.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for checkpoints, log and model")
+    one.add_argument("--stage", choices=STAGES, default="all", help="(default: all, one after the other)")
+    one.add_argument("--minutes", type=_number, metavar="M", help="stop after so long; go on by the same command")
+    one.add_argument("--threads", type=_positive, metavar="N", help="processor threads (default: torch's choice)")
+
+    one = verb(doctor)
+    one.add_argument("--json", action="store_true", help="print the answer as JSON")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command and returns its exit status; `argv` is the command line without the program's name."""
+    args = build_parser().parse_args(argv)                                # ends with status 2 on bad usage
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            return args.run(args)
+        except KeyboardInterrupt:
+            print("minit2v: stopped", file=sys.stderr)
+        except Exception as error:
+            if args.debug:
+                traceback.print_exc()
+            elif isinstance(error, (ValueError, OSError)):                # these messages are written to be read
+                print(f"minit2v: error: {error}", file=sys.stderr)
+            else:
+                print(f"minit2v: error: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
+    return 1
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--num-inference-steps", "--steps", type=_positive, default=50, metavar="N",
+                        help="times the network is asked (default: 50)")
+    parser.add_argument("--guidance-scale", type=_finite, default=9.0, metavar="G",
+                        help="how strongly to follow the prompt; 1 is no guidance (default: 9)")
+    parser.add_argument("--sampler", choices=SAMPLERS, default="ddim", help="(default: ddim)")
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    print(f"minit2v: warning: {message}", file=sys.stderr)
+
+
+def _output(text: str) -> Path:
+    if Path(text).suffix.lower() not in ENDINGS:
+        raise argparse.ArgumentTypeError(f"{text!r} must end in one of {', '.join(ENDINGS)}")
+    return Path(text)
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, at least 1")
+    return value
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2 ** 63:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 0 to 2^63 - 1")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a finite number")
+    return value
+
+
+def _number(text: str) -> float:
+    value = _finite(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number above 0")
+    return value
+
+
+def _share(text: str) -> float:
+    value = _finite(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number from 0 to 1")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

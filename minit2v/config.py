@@ -1,0 +1,117 @@
+"""The two models of this course, side by side.
+
+`mini()` is the model that the course trains on a laptop and that ships with the package;
+`modelscope_1_7b()` is the released one (Wang et al. 2023, "ModelScope Text-to-Video Technical
+Report", arXiv:2308.06571). Both are built from the same classes: whatever differs between a toy
+and 1.7 billion parameters stands in this file and nowhere else.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """KL-VAE (Rombach et al. 2022). Each level after the first halves height and width."""
+
+    channels: int = 128                                  # width at full resolution
+    multipliers: tuple[int, ...] = (1, 2, 4, 4)          # width of each level, in units of `channels`
+    res_blocks: int = 2                                  # residual blocks a level (the decoder has one more)
+    latent_channels: int = 4
+    norm_groups: int = 32
+    scaling_factor: float = 0.18215                      # latents times this have about unit variance
+
+    @property
+    def downscale(self) -> int:
+        """Pixels along one side of a latent cell: 8 for four levels."""
+        return 2 ** (len(self.multipliers) - 1)
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """OpenCLIP text tower. `layers` counts the blocks it was trained with; the last is not used."""
+
+    width: int = 1024
+    heads: int = 16
+    layers: int = 24
+    context_length: int = 77
+    vocab_size: int = 49408
+    merges: str | None = None                            # file of BPE merges; None: the one in open_clip
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Spatial-temporal UNet (the original's UNetSD)."""
+
+    latent_channels: int = 4
+    channels: int = 320
+    multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    res_blocks: int = 2
+    attention: tuple[bool, ...] = (True, True, True, False)   # which levels have transformers
+    head_dim: int = 64                                   # heads = width // head_dim
+    input_heads: int = 8                                 # heads of the input temporal transformer
+    context_dim: int = 1024                              # width of a text token
+    norm_groups: int = 32
+    dropout: float = 0.1                                 # in residual blocks and temporal convolutions
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """Noise schedule (Ho et al. 2020; betas linear in their square root)."""
+
+    timesteps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A whole text-to-video model, and the clip it makes when nothing else is asked for."""
+
+    name: str = "modelscope-1.7b"
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    num_frames: int = 16
+    height: int = 256
+    width: int = 256
+    fps: int = 8
+
+    def to_json(self) -> str:
+        """The configuration as indented JSON text; `from_json` reads it back."""
+        return json.dumps(asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> "ModelConfig":
+        """Reads what `to_json` wrote. Raises ValueError for a name that no field has."""
+        return _build(cls, json.loads(text))
+
+
+def _build(cls, values: dict):
+    known = {f.name: f for f in fields(cls)}
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ValueError(f"{cls.__name__} has no field {', '.join(unknown)}; its fields are {', '.join(known)}")
+    parts = {"autoencoder": AutoencoderConfig, "text": TextConfig, "unet": UNetConfig, "diffusion": DiffusionConfig}
+    return cls(**{name: _build(parts[name], v) if name in parts and cls is ModelConfig
+                  else tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+
+def modelscope_1_7b() -> ModelConfig:
+    """The released model: 256 x 256 pixels, 16 frames, 1.84 billion parameters in use."""
+    return ModelConfig()
+
+
+def mini() -> ModelConfig:
+    """The course's model: 64 x 64 pixels, 16 frames, a few million parameters."""
+    return ModelConfig(
+        name="mini",
+        autoencoder=AutoencoderConfig(channels=8, multipliers=(1, 2, 4, 8), res_blocks=1, norm_groups=4,
+                                      scaling_factor=1.0),
+        text=TextConfig(width=128, heads=4, layers=4, context_length=40, vocab_size=1024, merges="merges.txt.gz"),
+        unet=UNetConfig(channels=64, multipliers=(1, 2, 3), res_blocks=1, attention=(True, True, False), head_dim=32,
+                        input_heads=2, context_dim=128, norm_groups=8, dropout=0.0),
+        height=64,
+        width=64,
+    )

@@ -1,0 +1,78 @@
+"""Training data: scenes of the toy world, rendered, encoded once by the autoencoder, and kept on disk.
+
+A diffusion model in latent space never sees a pixel. So the clips are encoded once, before training, into
+shards of 1,000 clips each. A shard stores latents only: which scenes it shows follows from its level and its
+number, because scenes are drawn with a generator seeded by these two. Captions are worded anew each time a
+clip is used, in English or in Chinese.
+"""
+
+import os
+import random
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .autoencoder import Autoencoder
+from .world import Scene, caption, render, sample_scene
+
+SHARD = 1000
+
+
+def to_model(clips: Tensor) -> Tensor:
+    """Clips as shown, (N, F, H, W, 3) uint8, to clips as networks see them, (N, 3, F, H, W) float in [-1, 1]."""
+    return clips.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+
+
+def scenes_of(level: int, shard: int, count: int = SHARD) -> list[Scene]:
+    """The scenes of one shard: always the same ones. Unseen combinations are not among them."""
+    rng = random.Random(f"level {level}, shard {shard}")
+    return [sample_scene(rng, level) for _ in range(count)]
+
+
+@torch.inference_mode()
+def encode_world(folder: str | Path, autoencoder: Autoencoder, shards: dict[int, int], batch: int = 20,
+                 progress: bool = True) -> None:
+    """Writes shards into `folder`: `shards` says how many of each level, {1: 12, 2: 8, 3: 2} for 22,000 clips.
+
+    A shard that is there already is left alone, so an interrupted run goes on where it stopped.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    todo = [(level, k) for level, count in shards.items() for k in range(count)
+            if not _file(folder, level, k).exists()]
+    bar = tqdm(total=len(todo) * SHARD, desc="rendering and encoding clips", unit="clip", disable=not (progress and todo))
+    for level, k in todo:
+        scenes, latents = scenes_of(level, k), []
+        for i in range(0, SHARD, batch):
+            clips = to_model(render(scenes[i:i + batch]))                               # (batch, 3, F, H, W)
+            latents.append(autoencoder.encode(clips).half())                            # (batch, 4, F, h, w)
+            bar.update(batch)
+        path = _file(folder, level, k)
+        save_file({"latents": torch.cat(latents)}, path.with_suffix(".tmp"))
+        os.replace(path.with_suffix(".tmp"), path)
+    bar.close()
+
+
+def _file(folder: Path, level: int, shard: int) -> Path:
+    return folder / f"level{level}_{shard:03d}.safetensors"
+
+
+class Clips:
+    """Encoded clips with their scenes. `levels` says which shards to read, {1: 12, 2: 8} for 20,000 clips."""
+
+    def __init__(self, folder: str | Path, levels: dict[int, int]):
+        names = [(level, k) for level, count in levels.items() for k in range(count)]
+        self.scenes = [scene for level, k in names for scene in scenes_of(level, k)]
+        self.latents = torch.cat([load_file(_file(Path(folder), level, k))["latents"] for level, k in names])
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def batch(self, rng: random.Random, size: int, drop: float = 0.0) -> tuple[Tensor, list[str]]:
+        """`size` random clips: latents (size, 4, F, h, w) float32 and captions, each empty with probability `drop`."""
+        rows = [rng.randrange(len(self)) for _ in range(size)]
+        texts = ["" if rng.random() < drop else caption(self.scenes[i], rng, rng.choice(("en", "zh"))) for i in rows]
+        return self.latents[rows].float(), texts

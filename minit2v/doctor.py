@@ -1,0 +1,144 @@
+"""Is everything here that the course needs? `minit2v doctor` looks, and says how to mend what is wrong.
+
+Each check is a function that tries the real thing (it writes a film, it loads the model) and returns a
+`Finding`. This module imports nothing but the standard library at the top: a doctor has to be able to
+come when the patient cannot get up.
+"""
+
+import os
+import platform
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from pathlib import Path
+
+MENDS = {"good": "", "poor": "works, but: ", "bad": "to mend: "}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found. status: "good"; "poor", if one can work all the same; "bad", if something needed is missing."""
+
+    name: str
+    status: str
+    detail: str
+    remedy: str = ""
+
+
+def check_python() -> Finding:
+    detail = f"{platform.python_version()} in {sys.prefix}"
+    if sys.version_info < (3, 10):
+        return Finding("python", "bad", detail, "install Python 3.10 or newer and make the environment again")
+    return Finding("python", "good", detail)
+
+
+def check_packages() -> Finding:
+    """Imports what the package needs besides torch and PyAV, which have checks of their own."""
+    names = ("numpy", "einops", "open_clip", "safetensors", "PIL", "tqdm", "matplotlib", "huggingface_hub")
+    broken = {}
+    for name in names:
+        try:
+            import_module(name)
+        except Exception as error:                                        # a broken binary raises anything
+            broken[name] = f"{type(error).__name__}: {error}"
+    if broken:
+        return Finding("packages", "bad", "; ".join(f"{name} ({why})" for name, why in broken.items()),
+                       "in the repository's folder, with the environment active: pip install -e .")
+    return Finding("packages", "good", f"{len(names)} are there")
+
+
+def check_torch() -> Finding:
+    try:
+        torch = import_module("torch")
+        works = torch.ones(2, 2).matmul(torch.ones(2, 2)).sum().item() == 8
+    except Exception as error:
+        return Finding("torch", "bad", f"{type(error).__name__}: {error}",
+                       "pip install --upgrade torch; on a Mac with an Intel processor, take the newest that pip offers")
+    if not works:
+        return Finding("torch", "bad", "2 x 2 ones multiplied do not give 8", "pip install --force-reinstall torch")
+    return Finding("torch", "good", f"{torch.__version__}, {torch.get_num_threads()} threads")
+
+
+def check_device() -> Finding:
+    torch = import_module("torch")
+    accelerator = getattr(torch, "accelerator", None)                     # since torch 2.6
+    if accelerator is not None and accelerator.is_available():
+        device = accelerator.current_accelerator()
+        return Finding("device", "good", f"{device.type} is there besides the processor; use it by --device {device.type}")
+    return Finding("device", "good", "the processor; enough for the mini model")
+
+
+def check_memory() -> Finding:
+    try:
+        with open("/proc/meminfo") as file:                               # Linux
+            free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return Finding("memory", "good", "not known on this system; the mini model needs 1 GB, training 4 GB")
+    gigabytes = free / 2 ** 30
+    if gigabytes < 1:
+        return Finding("memory", "poor", f"{gigabytes:.1f} GB free", "close other programs; the mini model needs 1 GB")
+    return Finding("memory", "good", f"{gigabytes:.1f} GB free")
+
+
+def check_video() -> Finding:
+    """Writes a small film, reads it back and counts its frames."""
+    try:
+        av, torch, video = import_module("av"), import_module("torch"), import_module("minit2v.video")
+        with tempfile.TemporaryDirectory() as folder:
+            clip = torch.zeros(4, 16, 16, 3, dtype=torch.uint8)
+            count = len(video.load(video.save(clip, Path(folder) / "clip.mp4")))
+        if count != 4:
+            raise RuntimeError(f"4 frames were written, {count} read")
+    except Exception as error:
+        return Finding("video", "bad", f"{type(error).__name__}: {error}", "pip install --force-reinstall av pillow")
+    return Finding("video", "good", f"PyAV {av.__version__} writes H.264 with its own FFmpeg")
+
+
+def check_weights() -> Finding:
+    """Loads the model that comes with the package."""
+    try:
+        pipeline = import_module("minit2v.pipeline")
+        pipe = pipeline.load()
+    except Exception as error:
+        return Finding("weights", "bad", str(error), "git checkout -- minit2v/weights, or install the package again")
+    count = sum(p.numel() for name in pipeline.NETWORKS for p in getattr(pipe, name).parameters())
+    return Finding("weights", "good", f"{pipe.config.name}, {count / 1e6:.1f} million parameters")
+
+
+def check_jupyter() -> Finding:
+    """Looks for the kernel that notebooks ask for, and whether it is this Python."""
+    remedy = "pip install -e .[course]"
+    try:
+        import_module("ipykernel")
+        spec = import_module("jupyter_client.kernelspec").get_kernel_spec("python3")
+        version = metadata.version("jupyterlab")
+    except Exception as error:
+        return Finding("jupyter", "poor", f"no notebooks: {type(error).__name__}: {error}", remedy)
+    program = spec.argv[0]
+    if os.path.isabs(program) and not (os.path.exists(program) and os.path.samefile(program, sys.executable)):
+        return Finding("jupyter", "poor", f"the kernel python3 is another Python, {program}",
+                       f"{sys.executable} -m ipykernel install --sys-prefix --name python3")
+    return Finding("jupyter", "good", f"jupyterlab {version}, kernel python3")
+
+
+CHECKS = (check_python, check_packages, check_torch, check_device, check_memory, check_video, check_weights,
+          check_jupyter)
+
+
+def examine() -> list[Finding]:
+    """Runs every check; those that need torch are left out if it is missing."""
+    findings = [check_python(), check_packages(), check_torch()]
+    if findings[-1].status == "bad":
+        return findings + [check_memory(), check_jupyter()]
+    return findings + [check() for check in CHECKS[3:]]
+
+
+def report(findings: list[Finding]) -> str:
+    """The findings as lines of text, each with its remedy."""
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.status:4}  {finding.name:9} {finding.detail}")
+        if finding.remedy:
+            lines.append(f"      {'':9} {MENDS[finding.status]}{finding.remedy}")
+    return "\n".join(lines)

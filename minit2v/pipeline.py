@@ -1,0 +1,294 @@
+"""The whole system: a sentence goes in, a clip comes out.
+
+    prompt --tokenizer, text encoder--> context (N, L, D)
+    seed   --generator--> noise (N, 4, F, h, w) --sampler, which asks the UNet at every step--> latents
+    latents --autoencoder--> frames (N, 3, F, H, W) --> clip (N, F, H, W, 3), uint8
+
+Each arrow is a module of its own; this one only strings them together, looks at what it is given before
+the work begins, and keeps a model on disk: a folder with `config.json` and the weights of the three
+networks as safetensors. The order of things, the defaults and their names are those of the original
+(Wang et al. 2023, section 3.1) and of the pipeline in diffusers that serves its weights.
+"""
+
+import difflib
+import math
+import os
+import shutil
+import sys
+import warnings
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from minit2v import samplers, video, world
+from minit2v.autoencoder import Autoencoder
+from minit2v.config import ModelConfig
+from minit2v.diffusion import Process, draw_noise, guided_denoiser
+from minit2v.text import WEIGHTS, TextEncoder, Tokenizer
+from minit2v.unet import UNet
+
+NETWORKS = ("text_encoder", "unet", "autoencoder")
+SPACINGS = {"ddim": "modelscope", "ddpm": "modelscope", "dpm++": "linspace"}      # each sampler's times, if not asked
+
+
+def networks(config: ModelConfig) -> dict[str, nn.Module]:
+    """The three networks of a model, with fresh random weights (of no weight at all on the meta device)."""
+    return {"text_encoder": TextEncoder(config.text), "unet": UNet(config.unet),
+            "autoencoder": Autoencoder(config.autoencoder)}
+
+
+class TextToVideo:
+    """A model with all its parts: `tokenizer`, `text_encoder`, `unet`, `autoencoder`, `process`, `config`.
+
+    `minit2v.load` makes one from weights; `TextToVideo(config, **networks(config))` one that has learnt nothing.
+    """
+
+    def __init__(self, config: ModelConfig, text_encoder: TextEncoder, unet: UNet, autoencoder: Autoencoder):
+        self.config = config
+        self.tokenizer = Tokenizer(config.text)
+        self.text_encoder = text_encoder.eval()
+        self.unet = unet.eval()
+        self.autoencoder = autoencoder.eval()
+        self.process = Process(config.diffusion)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.unet.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.unet.parameters()).dtype
+
+    @property
+    def size_multiple(self) -> int:
+        """Heights and widths are multiples of this: what the autoencoder shrinks, times what the UNet halves."""
+        return self.config.autoencoder.downscale * 2 ** (len(self.config.unet.multipliers) - 1)
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "TextToVideo":
+        """Moves the three networks to a device, or to another number type, or both. Returns self."""
+        for name in NETWORKS:
+            getattr(self, name).to(device=device, dtype=dtype)
+        return self
+
+    def encode_text(self, prompts: list[str]) -> Tensor:
+        """Prompts -> context (N, L, D), what the UNet's cross-attention reads."""
+        return self.text_encoder(self.tokenizer(prompts).to(self.device))
+
+    def __call__(self, prompt: str | list[str], negative_prompt: str | list[str] = "", num_frames: int | None = None,
+                 height: int | None = None, width: int | None = None, num_inference_steps: int = 50,
+                 guidance_scale: float = 9.0, sampler: str = "ddim", eta: float = 0.0, seed: int | list[int] = 0,
+                 latents: Tensor | None = None, progress: bool = True, spacing: str | None = None,
+                 on_step=None) -> Tensor:
+        """Makes a clip of one prompt, (F, H, W, 3) uint8, or of a list of N prompts, (N, F, H, W, 3).
+
+        negative_prompt: what the clip shall not show; guidance moves away from it. "" is the original's.
+        num_frames, height, width: None takes those of `latents`, or else of the configuration.
+        num_inference_steps: times the UNet is asked. guidance_scale: 1 is none, 9 the original's.
+        sampler: "ddim" (the original's; eta from 0 to 1 adds randomness), "ddpm", or "dpm++" (good from 15 steps).
+        seed: decides all noise. One number serves each prompt of a list alike, so a prompt in a list becomes
+            the clip that it would become alone; a list of N seeds gives each its own.
+        latents: the noise to start from, (N, 4, F, h, w), in the place of the one drawn from the seed.
+        spacing: which times are visited ("modelscope", "leading", "linspace"); None is what each sampler is used to.
+        on_step: called as on_step(i, x0) after step i with the guess so far of the clean latents, (N, 4, F, h, w).
+
+        The same arguments give the same clip, bit for bit, on one machine. Raises ValueError for whatever
+        does not fit; warns of words that were cut off, and of words that the mini model never saw.
+        """
+        prompts = _listed(prompt, "prompt")
+        negatives = _listed(negative_prompt, "negative_prompt", count=len(prompts))
+        spacing = self._check_sampling(sampler, spacing, num_inference_steps, guidance_scale, eta)
+        generators = [torch.Generator().manual_seed(s) for s in _seeds(seed, len(prompts))]
+        shape = self._latent_shape(len(prompts), num_frames, height, width, latents)
+        self._warn_of_unknown_words(prompts)
+
+        # The sampler keeps its state in float32 around a half-precision network, as the original does.
+        precision = torch.float64 if self.dtype == torch.float64 else torch.float32
+        start = draw_noise(shape, generators) if latents is None else latents
+        times = self.process.times(num_inference_steps, spacing)
+        shown = progress and (sys.stderr.isatty() or "ipykernel" in sys.modules)      # no bars in log files
+
+        with torch.inference_mode(), tqdm(total=len(times) - 1, desc=sampler, disable=not shown, leave=False) as bar:
+            def after_step(i, x0):
+                bar.update()
+                if on_step is not None:
+                    on_step(i, x0)
+
+            context = self.encode_text(prompts)                                       # (N, L, D)
+            uncond = self.encode_text(negatives) if guidance_scale != 1 else None
+            denoise = guided_denoiser(self.unet, self.process, context, uncond, guidance_scale)
+            walk = {"x": start.to(self.device, precision), "times": times, "on_step": after_step}
+            if sampler == "ddim":
+                x = samplers.ddim(denoise, self.process, **walk, eta=eta, generator=generators)
+            elif sampler == "ddpm":
+                x = samplers.ddpm(denoise, self.process, **walk, generator=generators)
+            else:
+                x = samplers.dpm_solver_pp(denoise, self.process, **walk)
+            frames = self.autoencoder.decode(x.to(self.dtype))                        # (N, 3, F, H, W)
+            clips = video.to_uint8(frames.float()).cpu()                              # (N, F, H, W, 3)
+        clips = clips.clone()                                    # a tensor made in inference mode may not be changed
+        return clips[0] if isinstance(prompt, str) else clips
+
+    def save(self, folder: str | os.PathLike, dtype: torch.dtype | None = None) -> Path:
+        """Writes the model so that `load(folder)` finds it: config.json, *.safetensors and the tokenizer's merges.
+
+        dtype: number type on disk, float16 halves the files; None keeps the weights' own. All files are written
+        under other names first and renamed at the end, config.json last: a folder that has one is whole.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = self.config
+        with ExitStack() as renames:                             # leaves in reverse: the first entered is renamed last
+            config_file = renames.enter_context(video.write_whole(folder / "config.json"))
+            if config.text.merges is not None:
+                merges = WEIGHTS / config.text.merges                # an absolute path stays what it is
+                config = replace(config, text=replace(config.text, merges=merges.name))
+                shutil.copyfile(merges, renames.enter_context(video.write_whole(folder / merges.name)))
+            for name in NETWORKS:
+                tensors = {key: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
+                           for key, tensor in getattr(self, name).state_dict().items()}
+                save_file(tensors, renames.enter_context(video.write_whole(folder / f"{name}.safetensors")))
+            config_file.write_text(config.to_json() + "\n", encoding="utf-8")
+        return folder
+
+    def _check_sampling(self, sampler, spacing, steps, guidance_scale, eta) -> str:
+        if sampler not in SPACINGS:
+            raise ValueError(f"sampler {sampler!r} is unknown; choose one of {', '.join(SPACINGS)}")
+        _check_whole("num_inference_steps", steps, most=self.process.timesteps)
+        if not math.isfinite(guidance_scale):
+            raise ValueError(f"guidance_scale is {guidance_scale}, but must be a finite number; 1 is none, 9 is usual")
+        if not 0 <= eta <= 1 or (eta > 0 and sampler != "ddim"):
+            raise ValueError(f"eta is {eta} with the sampler {sampler}; it must lie between 0 and 1, and only ddim "
+                             "knows it (ddpm is always random, dpm++ never)")
+        return SPACINGS[sampler] if spacing is None else spacing
+
+    def _latent_shape(self, count, num_frames, height, width, latents) -> tuple[int, ...]:
+        """(N, 4, F, h, w) for the sizes asked for; checks them, and that `latents`, if given, are like that."""
+        downscale, channels = self.config.autoencoder.downscale, self.config.unet.latent_channels
+        default = self.config.num_frames, self.config.height, self.config.width
+        if latents is not None:
+            if latents.ndim != 5:
+                raise ValueError(f"latents have shape {tuple(latents.shape)}; the start noise must be (prompts, {channels},"
+                                 " frames, height, width)")
+            default = latents.shape[2], latents.shape[3] * downscale, latents.shape[4] * downscale
+        asked = [value if given is None else given for given, value in zip((num_frames, height, width), default)]
+        for name, value in zip(("num_frames", "height", "width"), asked):
+            _check_whole(name, value)
+        for name, size in zip(("height", "width"), asked[1:]):
+            if size % self.size_multiple:
+                nearest = max(1, round(size / self.size_multiple)) * self.size_multiple
+                raise ValueError(f"{name} is {size} pixels, but must be a multiple of {self.size_multiple} (the "
+                                 f"autoencoder shrinks it {downscale} times, the UNet halves the rest); try {nearest}")
+        shape = (count, channels, asked[0], asked[1] // downscale, asked[2] // downscale)
+        if latents is not None and tuple(latents.shape) != shape:
+            raise ValueError(f"latents have shape {tuple(latents.shape)}, but for {count} prompts of {asked[0]} frames, "
+                             f"{asked[1]} x {asked[2]} pixels, they must be {shape}")
+        if latents is not None and not latents.isfinite().all():
+            raise ValueError("latents hold values that are NaN or infinite; the start noise must be finite numbers, "
+                             "as torch.randn makes them")
+        return shape
+
+    def _warn_of_unknown_words(self, prompts: list[str]) -> None:
+        unknown = [word for prompt in prompts for word in world.unknown_words(prompt)] if self.config.name == "mini" else []
+        if unknown:
+            known = "; ".join(", ".join(words) for words in world.VOCABULARY.values())
+            warnings.warn(f"the mini model never saw {', '.join(map(repr, dict.fromkeys(unknown)))} and can only guess. "
+                          f"The words it knows: {known}", stacklevel=3)
+
+
+def load(source: str | os.PathLike | None = None, dtype: str | torch.dtype | None = None,
+         device: str | torch.device | None = None) -> TextToVideo:
+    """Loads a model: the mini model that comes with the package, or what `TextToVideo.save` wrote to a folder.
+
+    dtype: "float32" (the default, whatever the files hold), "float16", "bfloat16", "float64", or a torch.dtype.
+    device: where the networks run, the CPU by default. Weights are mapped from the file, not copied, where
+    their number type allows. Raises FileNotFoundError for a missing file and ValueError for a damaged one, or
+    one whose tensors are not those of the configuration.
+    """
+    folder = WEIGHTS if source is None else Path(source)
+    dtype, device = _number_type(dtype), torch.device("cpu" if device is None else device)
+    config = _read_config(folder)
+    with torch.device("meta"):                                            # shapes only: no memory, no initialisation
+        parts = networks(config)
+    for name, network in parts.items():
+        _load_weights(network, folder / f"{name}.safetensors", dtype, device)
+    return TextToVideo(config, **parts)
+
+
+def _read_config(folder: Path) -> ModelConfig:
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"there is no model in {str(folder)!r}: it has no config.json; give the folder that "
+                                "TextToVideo.save or `minit2v train` wrote")
+    try:
+        config = ModelConfig.from_json((folder / "config.json").read_text(encoding="utf-8"))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / 'config.json'} is not a model's configuration: {error}") from error
+    if config.text.merges is not None and folder != WEIGHTS:             # the folder's own, not the package's
+        config = replace(config, text=replace(config.text, merges=str((folder / config.text.merges).resolve())))
+    return config
+
+
+def _load_weights(network: nn.Module, path: Path, dtype: torch.dtype, device: torch.device) -> None:
+    """Puts the tensors of a file into a network on the meta device; each must be there and have its shape."""
+    if not path.is_file():
+        raise FileNotFoundError(f"the weights {str(path)!r} are missing; copy the whole folder, or save the model again")
+    try:
+        tensors = load_file(path, device=str(device))
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is damaged or cut short ({path.stat().st_size:,} bytes; {error}); copy it again") from error
+    check_tensors(tensors, network.state_dict(), str(path))
+    tensors = {name: tensor.to(dtype if tensor.is_floating_point() else None) for name, tensor in tensors.items()}
+    network.load_state_dict(tensors, strict=True, assign=True)
+
+
+def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], origin: str) -> None:
+    """Raises ValueError that names each tensor that is missing, that nobody expects, or that has another shape."""
+    missing, unexpected = [n for n in expected if n not in found], [n for n in found if n not in expected]
+    problems = [f"missing: {name} {tuple(expected[name].shape)}" for name in missing]
+    for name in unexpected:
+        close = difflib.get_close_matches(name, missing or list(expected), n=1)
+        problems.append(f"unexpected: {name}" + (f" (the nearest that is expected: {close[0]})" if close else ""))
+    problems += [f"wrong shape: {name} is {tuple(found[name].shape)}, expected {tuple(tensor.shape)}"
+                 for name, tensor in expected.items() if name in found and found[name].shape != tensor.shape]
+    if problems:
+        more = [f"... and {len(problems) - 20} more"] if len(problems) > 20 else []
+        raise ValueError("\n  ".join([f"{origin} does not fit its configuration:", *problems[:20], *more]))
+
+
+def _listed(prompt: str | list[str], name: str, count: int | None = None) -> list[str]:
+    prompts = [prompt] * (count or 1) if isinstance(prompt, str) else prompt
+    if not isinstance(prompts, (list, tuple)) or not prompts or not all(isinstance(p, str) for p in prompts):
+        raise ValueError(f"{name} is {prompt!r}, but must be a string, or a list of at least one")
+    if count not in (None, len(prompts)):
+        raise ValueError(f"{len(prompts)} strings as {name} for {count} prompts; give one for all, or one for each")
+    return list(prompts)
+
+
+def _seeds(seed: int | list[int], count: int) -> list[int]:
+    seeds = list(seed) if isinstance(seed, (list, tuple)) else [seed] * count
+    if len(seeds) != count:
+        raise ValueError(f"{len(seeds)} seeds for {count} prompts; give one for all, or one for each")
+    for s in seeds:
+        if not isinstance(s, int) or not 0 <= s < 2 ** 63:
+            raise ValueError(f"seed is {s!r}, but must be a whole number from 0 to 2^63 - 1")
+    return seeds
+
+
+def _check_whole(name: str, value: int, most: int | None = None) -> None:
+    if not isinstance(value, int) or value < 1 or (most is not None and value > most):
+        limits = "at least 1" if most is None else f"from 1 to {most}"
+        raise ValueError(f"{name} is {value!r}, but must be a whole number, {limits}")
+
+
+def _number_type(dtype: str | torch.dtype | None) -> torch.dtype:
+    known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+    if dtype is None or dtype in known:
+        return known[dtype or "float32"]
+    if dtype in known.values():
+        return dtype
+    raise ValueError(f"dtype {dtype!r} is unknown; choose one of {', '.join(known)}")
