@@ -2,7 +2,7 @@
 
 A diffusion model that worked on pixels would spend most of its effort on detail nobody looks at.
 Latent diffusion (Rombach et al. 2022, arXiv:2112.10752, section 3.1) first trains an autoencoder
-whose latents are 8 times smaller along each side (4 times in the mini model), and then learns to
+whose latents are 8 times smaller along each side, and then learns to
 denoise the latents alone. ModelScope takes the image autoencoder of Stable Diffusion as it is: it
 sees one frame at a time and knows nothing of motion.
 
@@ -219,7 +219,7 @@ class Autoencoder(nn.Module):
         check_finite(latents, "latents")
         chunk = 8 if chunk is None else chunk
         if chunk < 1:
-            raise ValueError(f"chunk is {chunk}, but at least one frame must be decoded at a time; pass chunk=1 or more")
+            raise ValueError(f"chunk is {chunk}, but at least one frame is decoded at a time; pass chunk=1 or more")
         z = fast_layout(fold_frames(latents / self.config.scaling_factor))            # (B F, 4, h, w)
         frames = torch.cat([self.decoder(self.post_quant_conv(part)) for part in z.split(chunk)])
         return unfold_frames(frames, like=latents)                                    # (B, 3, [F,] H, W)
@@ -251,8 +251,8 @@ class Autoencoder(nn.Module):
 
     def _check(self, x: Tensor, name: str, channels: int):
         if x.ndim not in (4, 5) or x.shape[1] != channels:
-            raise ValueError(f"{name} have the shape {tuple(x.shape)}, but must be (batch, {channels}, height, width) or "
-                             f"(batch, {channels}, frames, height, width); add or permute dimensions")
+            raise ValueError(f"{name} have the shape {tuple(x.shape)}, but must be (batch, {channels}, height, width) "
+                             f"or (batch, {channels}, frames, height, width); add or permute dimensions")
 
 
 def sample(mean: Tensor, logvar: Tensor, generator: torch.Generator) -> Tensor:
@@ -277,9 +277,8 @@ def unfold_frames(x: Tensor, like: Tensor) -> Tensor:
 def fast_layout(x: Tensor) -> Tensor:
     """Same values, same shape (N, C, H, W); channels last in memory when no gradient is recorded.
 
-    On processors convolutions run up to twice as fast that way, but the backward pass of GroupNorm up to
-    thirty times slower (torch 2.14, bfloat16), so training keeps the usual order. For the same reason do
-    not call `.to(memory_format=torch.channels_last)` on the module before training it.
+    On processors convolutions run up to twice as fast that way, but the backward pass of GroupNorm on large
+    maps is many times slower (torch 2.14, bfloat16), so training keeps the order that it is given.
     """
     return x.contiguous(memory_format=torch.contiguous_format if torch.is_grad_enabled() else torch.channels_last)
 

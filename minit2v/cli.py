@@ -109,6 +109,8 @@ def build_parser() -> argparse.ArgumentParser:
                           "(default: clip.mp4)")
     one.add_argument("--negative-prompt", default="", metavar="S", help="what not to show")
     one.add_argument("--seed", type=_seed, default=0, help="another number, another clip (default: 0)")
+    one.add_argument("--num-inference-steps", type=_positive, default=50, metavar="N",
+                     help="times the network is asked (default: 50)")
     _add_sampling(one)
     one.add_argument("--eta", type=_share, default=0.0, help="randomness of ddim, 0 to 1 (default: 0)")
     one.add_argument("--spacing", choices=("modelscope", "leading", "linspace"), help="which times are visited")
@@ -125,15 +127,18 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--weights", metavar="W", help="folder of a model (default: the mini model that comes along)")
     one.add_argument("--referee", action="store_true", help="score the referee instead of a model")
     one.add_argument("--clips", type=_positive, default=400, metavar="N", help="clips in each row (default: 400)")
+    one.add_argument("--steps", type=_positive, default=50, metavar="N", help="sampling steps a clip (default: 50)")
     _add_sampling(one)
-    one.add_argument("--seed", type=_seed, default=0, help="(default: 0)")
+    one.add_argument("--seed", type=_seed, default=0, help="of the first clip, then counting up (default: 0)")
     one.add_argument("--json", type=Path, metavar="FILE", help="write the table to a JSON file too")
 
     one = verb(train)
     one.add_argument("--preset", choices=("mini",), default="mini", help="which configuration (default: mini)")
     one.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for checkpoints, log and model")
     one.add_argument("--stage", choices=STAGES, default="all", help="(default: all, one after the other)")
-    one.add_argument("--minutes", type=_number, metavar="M", help="stop after so long; go on by the same command")
+    one.add_argument("--steps", type=_positive, metavar="N", help="training steps of a stage (default: the recipe's)")
+    one.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
+                     help="bfloat16 is faster where the processor knows it (default: float32)")
     one.add_argument("--threads", type=_positive, metavar="N", help="processor threads (default: torch's choice)")
 
     one = verb(doctor)
@@ -161,8 +166,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--num-inference-steps", "--steps", type=_positive, default=50, metavar="N",
-                        help="times the network is asked (default: 50)")
     parser.add_argument("--guidance-scale", type=_finite, default=9.0, metavar="G",
                         help="how strongly to follow the prompt; 1 is no guidance (default: 9)")
     parser.add_argument("--sampler", choices=SAMPLERS, default="ddim", help="(default: ddim)")

@@ -109,9 +109,9 @@ def mini() -> ModelConfig:
         name="mini",
         autoencoder=AutoencoderConfig(channels=8, multipliers=(1, 2, 4, 8), res_blocks=1, norm_groups=4,
                                       scaling_factor=1.0),
-        text=TextConfig(width=128, heads=4, layers=4, context_length=40, vocab_size=1024, merges="merges.txt.gz"),
-        unet=UNetConfig(channels=64, multipliers=(1, 2, 3), res_blocks=1, attention=(True, True, False), head_dim=32,
-                        input_heads=2, context_dim=128, norm_groups=8, dropout=0.0),
+        text=TextConfig(width=128, heads=4, layers=4, context_length=40, vocab_size=896, merges="merges.txt.gz"),
+        unet=UNetConfig(channels=32, multipliers=(1, 4), res_blocks=1, attention=(False, True), head_dim=32,
+                        input_heads=1, context_dim=128, norm_groups=8, dropout=0.0),
         height=64,
         width=64,
     )

@@ -45,13 +45,13 @@ def encode_world(folder: str | Path, autoencoder: Autoencoder, shards: dict[int,
             if not _file(folder, level, k).exists()]
     bar = tqdm(total=len(todo) * SHARD, desc="rendering and encoding clips", unit="clip", disable=not (progress and todo))
     for level, k in todo:
-        scenes, latents = scenes_of(level, k), []
+        scenes, latents = scenes_of(level, k, SHARD), []
         for i in range(0, SHARD, batch):
             clips = to_model(render(scenes[i:i + batch]))                               # (batch, 3, F, H, W)
             latents.append(autoencoder.encode(clips).half())                            # (batch, 4, F, h, w)
             bar.update(batch)
         path = _file(folder, level, k)
-        save_file({"latents": torch.cat(latents)}, path.with_suffix(".tmp"))
+        save_file({"latents": torch.cat(latents).contiguous()}, path.with_suffix(".tmp"))
         os.replace(path.with_suffix(".tmp"), path)
     bar.close()
 
@@ -65,8 +65,9 @@ class Clips:
 
     def __init__(self, folder: str | Path, levels: dict[int, int]):
         names = [(level, k) for level, count in levels.items() for k in range(count)]
-        self.scenes = [scene for level, k in names for scene in scenes_of(level, k)]
-        self.latents = torch.cat([load_file(_file(Path(folder), level, k))["latents"] for level, k in names])
+        shards = [load_file(_file(Path(folder), level, k))["latents"] for level, k in names]
+        self.scenes = [scene for (level, k), part in zip(names, shards) for scene in scenes_of(level, k, len(part))]
+        self.latents = torch.cat(shards)
 
     def __len__(self) -> int:
         return len(self.scenes)

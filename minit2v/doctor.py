@@ -18,7 +18,7 @@ MENDS = {"good": "", "poor": "works, but: ", "bad": "to mend: "}
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found. status: "good"; "poor", if one can work all the same; "bad", if something needed is missing."""
+    """What a check found. status: "good"; "poor", one can work all the same; "bad", something needed is missing."""
 
     name: str
     status: str
@@ -65,7 +65,7 @@ def check_device() -> Finding:
     accelerator = getattr(torch, "accelerator", None)                     # since torch 2.6
     if accelerator is not None and accelerator.is_available():
         device = accelerator.current_accelerator()
-        return Finding("device", "good", f"{device.type} is there besides the processor; use it by --device {device.type}")
+        return Finding("device", "good", f"{device.type}, besides the processor; use it by --device {device.type}")
     return Finding("device", "good", "the processor; enough for the mini model")
 
 

@@ -36,15 +36,21 @@ def test_scenes(level: int, split: str, count: int, seed: int = 0) -> list[Scene
 
 def accuracy(clips: Tensor, scenes: list[Scene], fps: float = 8.0) -> dict[str, float]:
     """The share of clips (N, F, H, W, 3) whose colour, shape, motion, and all three, are those of `scenes`."""
-    found = [agrees(read(clip, fps), scene) for clip, scene in zip(clips, scenes)]
+    found = [agrees(read(clip, fps), scene) for clip, scene in zip(clips, scenes, strict=True)]
     return {name: sum(f[name] for f in found) / len(found) for name in ATTRIBUTES}
 
 
 def chance(level: int = 1) -> dict[str, float]:
-    """What guessing reaches when every combination is equally likely; for two objects both must be guessed."""
+    """What guessing reaches: an attribute guessed evenly among its names, "all" evenly among the combinations.
+
+    Two objects (level 2) have different colours, and the referee matches by colour: which is named first is free.
+    """
     total = len(combinations("train")) + len(combinations("unseen"))
-    one = {"colour": 1 / len(COLOURS), "shape": 1 / len(SHAPES), "motion": 1 / len(MOTIONS), "all": 1 / total}
-    return {name: p ** level for name, p in one.items()}
+    if level == 1:
+        return {"colour": 1 / len(COLOURS), "shape": 1 / len(SHAPES), "motion": 1 / len(MOTIONS), "all": 1 / total}
+    one, colours = chance(1), math.comb(len(COLOURS), 2)
+    return {"colour": 1 / colours, "shape": one["shape"] ** 2, "motion": one["motion"] ** 2,
+            "all": (len(COLOURS) / total) ** 2 / colours}
 
 
 def interval(share: float, count: int) -> float:
@@ -107,9 +113,9 @@ def model_rows(pipe: TextToVideo, count: int, seed: int = 0, progress: bool = Tr
         clips = generate(pipe, [caption(s, rng, language) for s in scenes], seed=seed, progress=progress, **settings)
         real = through_autoencoder(pipe, draw(scenes))
         rows += [{"clips": name, **accuracy(clips, scenes)},
-                 {"clips": f"  its frames shuffled", **accuracy(shuffled(clips, seed), scenes)},
-                 {"clips": f"  real, through the VAE", **accuracy(real, scenes)},
-                 {"clips": f"  chance", **chance(level)}]
+                 {"clips": "  its frames shuffled", **accuracy(shuffled(clips, seed), scenes)},
+                 {"clips": "  real, through the VAE", **accuracy(real, scenes)},
+                 {"clips": "  chance", **chance(level)}]
     return rows
 
 

@@ -111,8 +111,7 @@ class TextToVideo:
         precision = torch.float64 if self.dtype == torch.float64 else torch.float32
         start = draw_noise(shape, generators) if latents is None else latents
         times = self.process.times(num_inference_steps, spacing)
-        shown = progress and (sys.stderr.isatty() or "ipykernel" in sys.modules)      # no bars in log files
-
+        shown = progress and _is_watched()
         with torch.inference_mode(), tqdm(total=len(times) - 1, desc=sampler, disable=not shown, leave=False) as bar:
             def after_step(i, x0):
                 bar.update()
@@ -173,8 +172,8 @@ class TextToVideo:
         default = self.config.num_frames, self.config.height, self.config.width
         if latents is not None:
             if latents.ndim != 5:
-                raise ValueError(f"latents have shape {tuple(latents.shape)}; the start noise must be (prompts, {channels},"
-                                 " frames, height, width)")
+                raise ValueError(f"latents have shape {tuple(latents.shape)}; the start noise must be (prompts, "
+                                 f"{channels}, frames, height, width)")
             default = latents.shape[2], latents.shape[3] * downscale, latents.shape[4] * downscale
         asked = [value if given is None else given for given, value in zip((num_frames, height, width), default)]
         for name, value in zip(("num_frames", "height", "width"), asked):
@@ -186,19 +185,19 @@ class TextToVideo:
                                  f"autoencoder shrinks it {downscale} times, the UNet halves the rest); try {nearest}")
         shape = (count, channels, asked[0], asked[1] // downscale, asked[2] // downscale)
         if latents is not None and tuple(latents.shape) != shape:
-            raise ValueError(f"latents have shape {tuple(latents.shape)}, but for {count} prompts of {asked[0]} frames, "
-                             f"{asked[1]} x {asked[2]} pixels, they must be {shape}")
+            raise ValueError(f"latents have shape {tuple(latents.shape)}, but for {count} prompts of {asked[0]} frames "
+                             f"and {asked[1]} x {asked[2]} pixels, they must be {shape}")
         if latents is not None and not latents.isfinite().all():
             raise ValueError("latents hold values that are NaN or infinite; the start noise must be finite numbers, "
                              "as torch.randn makes them")
         return shape
 
     def _warn_of_unknown_words(self, prompts: list[str]) -> None:
-        unknown = [word for prompt in prompts for word in world.unknown_words(prompt)] if self.config.name == "mini" else []
-        if unknown:
+        unknown = [word for prompt in prompts for word in world.unknown_words(prompt)]
+        if unknown and self.config.name == "mini":
             known = "; ".join(", ".join(words) for words in world.VOCABULARY.values())
-            warnings.warn(f"the mini model never saw {', '.join(map(repr, dict.fromkeys(unknown)))} and can only guess. "
-                          f"The words it knows: {known}", stacklevel=3)
+            warnings.warn(f"the mini model never saw {', '.join(map(repr, dict.fromkeys(unknown)))} and can only "
+                          f"guess. The words it knows: {known}", stacklevel=3)
 
 
 def load(source: str | os.PathLike | None = None, dtype: str | torch.dtype | None = None,
@@ -236,11 +235,12 @@ def _read_config(folder: Path) -> ModelConfig:
 def _load_weights(network: nn.Module, path: Path, dtype: torch.dtype, device: torch.device) -> None:
     """Puts the tensors of a file into a network on the meta device; each must be there and have its shape."""
     if not path.is_file():
-        raise FileNotFoundError(f"the weights {str(path)!r} are missing; copy the whole folder, or save the model again")
+        raise FileNotFoundError(f"the weights {str(path)!r} are missing; copy the whole folder, or save again")
     try:
         tensors = load_file(path, device=str(device))
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is damaged or cut short ({path.stat().st_size:,} bytes; {error}); copy it again") from error
+        size = path.stat().st_size
+        raise ValueError(f"{path} is damaged or cut short ({size:,} bytes; {error}); copy it again") from error
     check_tensors(tensors, network.state_dict(), str(path))
     tensors = {name: tensor.to(dtype if tensor.is_floating_point() else None) for name, tensor in tensors.items()}
     network.load_state_dict(tensors, strict=True, assign=True)
@@ -258,6 +258,12 @@ def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], origin:
     if problems:
         more = [f"... and {len(problems) - 20} more"] if len(problems) > 20 else []
         raise ValueError("\n  ".join([f"{origin} does not fit its configuration:", *problems[:20], *more]))
+
+
+def _is_watched() -> bool:
+    """Whether somebody sees a progress bar: in a terminal or in a notebook, but not in a log file."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return sys.stderr.isatty() or hasattr(shell, "kernel")
 
 
 def _listed(prompt: str | list[str], name: str, count: int | None = None) -> list[str]:

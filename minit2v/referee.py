@@ -41,10 +41,12 @@ class Reading:
 def read(clip: Tensor, fps: float = 8.0) -> list[Reading]:
     """The objects of a clip (F, H, W, 3) uint8, the largest first; [] where the clip is unreadable.
 
-    Raises ValueError for another shape or type, or for fewer than four frames: too few to tell a motion.
+    Raises ValueError for another shape or type, for fewer than four frames (too few to tell a motion), or no fps.
     """
     if clip.dtype != torch.uint8 or clip.ndim != 4 or clip.shape[-1] != 3 or len(clip) < 4:
         raise ValueError(f"clip is {clip.dtype} {tuple(clip.shape)}; it must be uint8 (F, H, W, 3) with F >= 4")
+    if not fps > 0:
+        raise ValueError(f"fps is {fps}; it must be the number of frames a second, above 0")
     image = clip.float() / 255
     high, low = image.amax(-1), image.amin(-1)
     chroma = torch.where(high - low > CHROMA, high - low, 0.0)                      # (F, H, W)

@@ -112,20 +112,18 @@ def learn_merges(words: dict[tuple[str, bool], int], vocab_size: int) -> list[tu
             symbols[-1] += "</w>" if final else ""
             corpus[tuple(symbols)] += count
 
-    merges, known = [], set()
+    merges: list[tuple[str, str]] = []
     while len(merges) < wanted:
         pairs: Counter[tuple[str, str]] = Counter()
         for symbols, count in corpus.items():
             for pair in zip(symbols, symbols[1:]):
-                if "".join(pair) not in known:            # "ab" + "c" after "a" + "bc": one token, not two ids
-                    pairs[pair] += count
+                pairs[pair] += count
         if not pairs:
             most = BASE_TOKENS + len(merges) + SPECIAL_TOKENS
             raise ValueError(f"vocab_size is {vocab_size}, but these words hold no more than {len(merges)} merges; "
                              f"make it at most {most} or bring more words")
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(best)
-        known.add("".join(best))
         joined: Counter[tuple[str, ...]] = Counter()
         for symbols, count in corpus.items():
             joined[join_pair(symbols, best)] += count
@@ -169,8 +167,8 @@ class TextEncoder(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens (N, L) -> context (N, L, width), one vector a token, L at most `context_length`."""
         if tokens.ndim != 2 or tokens.shape[1] > self.config.context_length:
-            raise ValueError(f"tokens have the shape {tuple(tokens.shape)}, but must be (texts, length) with a length of "
-                             f"at most {self.config.context_length}; make them with the Tokenizer of the same config")
+            raise ValueError(f"tokens have the shape {tuple(tokens.shape)}, but must be (texts, length) with a length "
+                             f"of at most {self.config.context_length}; make them with this config's Tokenizer")
         length = tokens.shape[1]
         x = self.token_embedding(tokens) + self.positional_embedding[:length]                 # (N, L, width)
         # A causal mask: a token sees itself and what stands before it, so -inf above the diagonal.

@@ -35,7 +35,7 @@ from .diffusion import Process, noise_prediction_loss
 from .pipeline import load
 from .text import ContrastiveText, TextEncoder, Tokenizer, learn_merges, write_merges
 from .unet import UNet
-from .world import caption, caption_words, render, sample_scene
+from .world import Scene, caption, caption_words, combinations, render, sample_scene, sample_thing
 
 
 @dataclass(frozen=True)
@@ -202,12 +202,16 @@ WEIGHT_CLIP = 100.0                      # see diffusion.loss_weight
 
 
 def train_autoencoder(config: ModelConfig, out: Path, plan: Plan, **options) -> None:
-    """Stage 1: frames of all levels. Ends by measuring the latents' spread, so that they leave with unit size."""
+    """Stage 1: frames of all levels. Ends by measuring the latents' spread, so that they leave with unit size.
+
+    The frames are crowded with up to eight things: where most pixels are ground, as in the clips, the loss hardly
+    notices an object's colour, and blue and cyan, red and orange stay one for thousands of steps.
+    """
     model = Autoencoder(config.autoencoder).to(memory_format=torch.channels_last)
     _initialise(model, seed=1)
 
     def objective(model, generator, rng):
-        scenes = [sample_scene(rng, rng.choice((1, 1, 2, 2, 3))) for _ in range(plan.batch)]
+        scenes = [_crowd(rng) for _ in range(plan.batch)]
         clips = render(scenes, height=config.height, width=config.width,
                        seconds=torch.tensor([rng.uniform(0, 2)], dtype=torch.float64))
         return model.loss(to_model(clips)[:, :, 0], generator, kl_weight=1e-3)          # (B, 3, H, W)
@@ -219,6 +223,14 @@ def train_autoencoder(config: ModelConfig, out: Path, plan: Plan, **options) -> 
         spread = float(model.posterior(frames)[0].std())
     config = replace(config, autoencoder=replace(config.autoencoder, scaling_factor=round(1 / spread, 5)))
     _write(out, config, autoencoder=average)
+
+
+def _crowd(rng: random.Random) -> Scene:
+    """A scene of level 1 to 3 with up to seven things more, anywhere, one on another."""
+    scene = sample_scene(rng, rng.choice((1, 2, 3)))
+    more = [replace(sample_thing(rng, *rng.choice(combinations())), outlined=rng.random() < 0.15)
+            for _ in range(rng.choice((0, 2, 4, 7)))]
+    return replace(scene, things=(*scene.things, *more))
 
 
 def train_text(config: ModelConfig, out: Path, plan: Plan, clips: int = 8000, **options) -> None:
@@ -270,7 +282,7 @@ def _train_unet(config: ModelConfig, out: Path, plan: Plan, stage: str, image_sh
     text_encoder.load_state_dict(load_file(out / "text_encoder.safetensors"))
     encode_world(out / "clips", autoencoder, SHARDS, progress=options.get("progress", True))
     clips, tokenizer, process = Clips(out / "clips", SHARDS), _tokenizer(config, out), Process(config.diffusion)
-    unet = UNet(config.unet).to(memory_format=torch.channels_last)
+    unet = UNet(config.unet)
     _initialise(unet, seed=3)
     if stage == "video":
         unet.load_state_dict(load_file(out / "unet.safetensors"))
@@ -339,10 +351,11 @@ def main_train(args) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     out = Path(args.out)
-    stages = STAGES if args.stage == "all" else (args.stage,)
-    for stage in stages:
-        config = ModelConfig.from_json((out / "config.json").read_text("utf-8")) if (out / "config.json").exists() else mini()
+    runs = {"autoencoder": train_autoencoder, "text": train_text, "image": train_image, "video": train_video}
+    for stage in STAGES if args.stage == "all" else (args.stage,):
+        saved = out / "config.json"
+        config = ModelConfig.from_json(saved.read_text(encoding="utf-8")) if saved.exists() else mini()
         plan = PLANS[stage] if args.steps is None else replace(PLANS[stage], steps=args.steps)
-        run = {"autoencoder": train_autoencoder, "text": train_text, "image": train_image, "video": train_video}[stage]
-        run(config, out, plan, autocast=torch.bfloat16 if args.dtype == "bfloat16" else None)
+        runs[stage](config, out, plan, autocast=torch.bfloat16 if args.dtype == "bfloat16" else None)
+        print(f"{stage}: the weights are in {out}, the log and the checkpoint in {out / 'runs' / stage}")
     return 0

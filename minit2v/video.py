@@ -123,7 +123,7 @@ def show(clip: torch.Tensor, fps: float = 8, size: int = 256, alt: str = "a gene
     size: height on the page in screen pixels; pixels stay square, so that a 64 x 64 clip can be seen.
     Returns an IPython HTML object that carries the clip in itself: a saved notebook still plays.
     """
-    from IPython.display import HTML                                  # only notebooks need IPython
+    from IPython.display import HTML  # only notebooks need IPython
 
     images = []
     for one in clip if clip.dim() == 5 else [clip]:

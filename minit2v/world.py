@@ -40,7 +40,10 @@ SECONDS = 2.0                                       # the length of clip that ob
 
 @dataclass(frozen=True)
 class Thing:
-    """One object. (x, y) is its place at t = 0 in fractions of the frame (for an orbit, the centre)."""
+    """One object. (x, y) is its place at t = 0 in fractions of the frame (for an orbit, the centre).
+
+    Raises ValueError for a colour, shape, motion, size or speed that is not in this world.
+    """
 
     colour: str
     shape: str
@@ -49,20 +52,32 @@ class Thing:
     speed: str = "slow"
     x: float = 0.5
     y: float = 0.5
-    heading: tuple[float, float] = (0.0, 0.0)       # unit vector of a straight motion or a bounce
+    heading: tuple[float, float] = (0.0, 0.0)       # unit vector of a bounce; a straight motion's is in its name
     phase: float = 0.0                              # of an orbit, radians
     sense: int = 1                                  # +1 clockwise on the screen, -1 the other way
     outlined: bool = False
 
+    def __post_init__(self):
+        _check(self, colour=COLOURS, shape=SHAPES, motion=MOTIONS, size=SIZES, speed=SPEEDS)
+
 
 @dataclass(frozen=True)
 class Scene:
-    """Things on a ground, seen by a camera."""
+    """Things on a ground, seen by a camera. Raises ValueError for a ground, texture or camera not in this world."""
 
     things: tuple[Thing, ...]
     ground: str = "black"
     texture: str = "plain"
     camera: str = "still"
+
+    def __post_init__(self):
+        _check(self, ground=GROUNDS, texture=TEXTURES, camera=CAMERAS)
+
+
+def _check(thing, **known) -> None:
+    for name, names in known.items():
+        if getattr(thing, name) not in names:
+            raise ValueError(f"{name} is {getattr(thing, name)!r}, but must be one of {', '.join(names)}")
 
 
 def unseen(colour: str, shape: str, motion: str) -> bool:
@@ -93,7 +108,8 @@ def state(thing: Thing, seconds: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor
     speed = SPEEDS[thing.speed]
     x, y, radius, angle = t * 0 + thing.x, t * 0 + thing.y, t * 0 + SIZES[thing.size], t * 0
     if thing.motion in HEADINGS:
-        x, y = x + speed["move"] * thing.heading[0] * t, y + speed["move"] * thing.heading[1] * t
+        heading = _unit(HEADINGS[thing.motion])
+        x, y = x + speed["move"] * heading[0] * t, y + speed["move"] * heading[1] * t
     elif thing.motion == "bounce":                  # a billiard: fold the straight line back into the frame
         margin = SIZES[thing.size] * _reach(thing.shape)
         x = _fold(x + speed["bounce"] * thing.heading[0] * t, margin)
@@ -129,6 +145,8 @@ def sample_scene(rng: random.Random, level: int = 1, split: str = "train") -> Sc
     """A random scene of a level (1, 2, 3). With split "unseen" the (first) thing is a triple never trained on."""
     if level not in (1, 2, 3):
         raise ValueError(f"level is 1, 2 or 3, not {level!r}")
+    if split not in _COMBINATIONS:
+        raise ValueError(f'split is "train" or "unseen", not {split!r}')
     ground = rng.choice(list(GROUNDS))
     first = sample_thing(rng, *rng.choice(_COMBINATIONS[split]))
     if level == 1:
@@ -210,6 +228,8 @@ def times(num_frames: int = 16, fps: float = 8.0) -> Tensor:
 def render(scenes: list[Scene], num_frames: int = 16, fps: float = 8.0, height: int = 64, width: int = 64,
            seconds: Tensor | None = None) -> Tensor:
     """Draws scenes, anti-aliased: (N, F, H, W, 3) uint8. `seconds` (F,) asks for certain times instead of a rate."""
+    if not scenes:
+        raise ValueError("scenes is empty, but there must be at least one to draw")
     t = times(num_frames, fps) if seconds is None else seconds
     pan, zoom = (torch.stack(v)[:, :, None, None] for v in zip(*(camera_state(s.camera, t) for s in scenes)))
     # pixel centres in fractions of the frame, then where the camera sees them in the world
@@ -297,8 +317,8 @@ ENGLISH = {
     "size": {"small": _w("small", "little"), "big": _w("big", "large")},
     "speed": {"slow": _w("slowly"), "fast": _w("quickly", "fast")},
     "ground": {g: _w(f"on a {g} background", f"on {g}", f"in front of a {g} background") for g in GROUNDS},
-    "texture": {k: _w(f"on a {k} background", f"in front of a {k} background") for k in TEXTURES},
-    "camera": {"still": _w("the camera is still"), "pans left": _w("the camera pans left"),
+    "texture": {k: _w(f"on a {k} background", f"in front of a {k} background") for k in TEXTURES[1:]},
+    "camera": {"pans left": _w("the camera pans left"),
                "pans right": _w("the camera pans right"), "zooms in": _w("the camera zooms in"),
                "zooms out": _w("the camera zooms out")},
     "motion": {d: _w(f"moves {d}", f"goes {d}", f"is moving {d}") + (
@@ -315,7 +335,7 @@ CHINESE_COLOURS = {"red": "红色", "orange": "橙色", "yellow": "黄色", "gre
 _ZH_HEADINGS = {"right": "右", "left": "左", "up": "上", "down": "下", "up right": "右上", "up left": "左上",
                 "down right": "右下", "down left": "左下"}
 _ZH_GROUNDS = {"black": "黑色", "grey": "灰色", "white": "白色"}
-_ZH_TEXTURES = {"plain": "纯色", "striped": "条纹", "checkered": "格子", "dotted": "圆点"}
+_ZH_TEXTURES = {"striped": "条纹", "checkered": "格子", "dotted": "圆点"}
 CHINESE = {
     "shape": {"circle": _w("圆", "圆形"), "square": _w("方块", "正方形"), "triangle": _w("三角形"),
               "star": _w("星星", "五角星")},
@@ -323,7 +343,7 @@ CHINESE = {
     "speed": {"slow": _w("慢慢", "缓慢"), "fast": _w("快速", "飞快")},
     "ground": {g: _w(f"在 {w} 背景 上", f"{w} 背景 上") for g, w in _ZH_GROUNDS.items()},
     "texture": {k: _w(f"在 {w} 背景 上", f"{w} 背景 上") for k, w in _ZH_TEXTURES.items()},
-    "camera": {"still": _w("镜头 不动"), "pans left": _w("镜头 向 左 平移"), "pans right": _w("镜头 向 右 平移"),
+    "camera": {"pans left": _w("镜头 向 左 平移"), "pans right": _w("镜头 向 右 平移"),
                "zooms in": _w("镜头 拉近"), "zooms out": _w("镜头 拉远")},
     "motion": {d: _w(f"向 {w} 移动", f"往 {w} 移动", f"向 {w} 运动") for d, w in _ZH_HEADINGS.items()} | {
                "grow": _w("变大", "长大"), "shrink": _w("变小", "缩小"), "spin": _w("旋转", "自转"),

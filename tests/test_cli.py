@@ -1,7 +1,10 @@
 """The command line: what it prints, what it writes, and the status it ends with."""
 
+import importlib
+import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -136,6 +139,17 @@ def test_choices_are_those_of_the_library():
     assert cli.SAMPLERS == tuple(pipeline.SPACINGS) and cli.ENDINGS == video.ENDINGS
     for name in cli.DTYPES:
         assert pipeline._number_type(name) == getattr(torch, name)
+
+
+@pytest.mark.parametrize("argv, home, name", [
+    (["evaluate"], "metrics", "main_evaluate"),
+    (["train", "--out", "runs"], "training", "main_train"),
+])
+def test_verbs_hand_over_what_is_read(argv, home, name):
+    """Every `args.x` that the function behind a verb reads is an option of that verb."""
+    source = inspect.getsource(getattr(importlib.import_module(f"minit2v.{home}"), name))
+    read = set(re.findall(r"\bargs\.([a-z_]+)", source))
+    assert read and read <= set(vars(cli.build_parser().parse_args(argv)))
 
 
 # --- status 1: it failed ---

@@ -265,6 +265,18 @@ def test_save_leaves_the_old_model_if_it_fails(pipe, tmp_path):
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
+def test_a_folder_with_a_configuration_is_whole(pipe, tmp_path):
+    (tmp_path / "unet.safetensors" / "in the way").mkdir(parents=True)          # this name cannot be replaced
+    with pytest.raises(OSError):
+        pipe.save(tmp_path)
+    assert not (tmp_path / "config.json").exists() and not list(tmp_path.glob(".*"))
+
+
+def test_no_progress_bar_in_a_log_file(pipe, capsys):
+    pipe("red", num_inference_steps=2, progress=True)
+    assert capsys.readouterr() == ("", "")
+
+
 @pytest.fixture
 def copy(saved, tmp_path):
     """A copy of the saved model, to be damaged."""

@@ -42,7 +42,7 @@ def test_dependencies_are_listed_once_with_a_lower_bound_and_a_reason(pyproject)
     requirements = [r for group in (pyproject["project"]["dependencies"], *extras.values()) for r in group]
     names = [name_of(r) for r in requirements]
     assert len(set(names)) == len(names)
-    assert {"diffusers", "transformers"} <= {name_of(r) for r in extras["test"]}              # peers: only to compare with
+    assert {"diffusers", "transformers"} <= {name_of(r) for r in extras["test"]}  # peers
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     for requirement in requirements:
         if requirement != "minit2v[course]":
@@ -59,7 +59,7 @@ def test_what_is_imported_is_declared(pyproject):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else (
                 [node.module] if isinstance(node, ast.ImportFrom) and node.level == 0 else [])
             for name in {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"minit2v"}:
-                allowed = declared if node in tree.body else course             # inside a function: only notebooks need it
+                allowed = declared if node in tree.body else course   # inside a function: only notebooks need it
                 assert name_of(IMPORTED_AS.get(name, name)) in allowed, f"{path.name} imports {name}"
 
 
@@ -122,5 +122,6 @@ def test_ci_runs_the_readmes_command():
 def test_one_style():
     """ruff, with the settings in pyproject.toml; also finds syntax that the oldest Python we promise does not know."""
     pytest.importorskip("ruff")
-    done = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", str(ROOT)], capture_output=True, text=True)
+    command = [sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format=concise", str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

@@ -1,0 +1,157 @@
+"""Training data: shards on disk, the same scenes always, and batches that follow from a seed."""
+
+import random
+from dataclasses import dataclass
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from minit2v import data
+from minit2v.autoencoder import Autoencoder
+from minit2v.config import AutoencoderConfig
+from minit2v.data import Clips, encode_world, scenes_of, to_model
+from minit2v.world import VOCABULARY, combinations, render, unknown_words
+
+
+@dataclass
+class Corners:
+    """An autoencoder that can be checked by eye: a latent is the mean colour of a corner of 8 x 8 pixels."""
+
+    breaks_after: int = 10 ** 9
+    calls: int = 0
+
+    def encode(self, clips):
+        self.calls += 1
+        if self.calls > self.breaks_after:
+            raise KeyboardInterrupt
+        corner = clips[..., :8, :8].mean(dim=(-1, -2), keepdim=True)                   # (N, 3, F, 1, 1)
+        return torch.cat([corner, clips.mean(dim=(1, 3, 4), keepdim=True)], dim=1)     # (N, 4, F, 1, 1)
+
+
+@pytest.fixture
+def shards_of_eight(monkeypatch):
+    monkeypatch.setattr(data, "SHARD", 8)
+
+
+def encoded(folder, shards, **options):
+    encode_world(folder, Corners(), shards, progress=False, **options)
+    return folder
+
+
+# --- scenes and clips ---
+
+def test_clips_as_networks_see_them():
+    clips = torch.randint(0, 256, (2, 5, 6, 7, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    seen = to_model(clips)
+    assert seen.shape == (2, 3, 5, 6, 7) and seen.dtype == torch.float32
+    assert torch.allclose(seen[1, 2, 3, 4, 5], clips[1, 3, 4, 5, 2].float() / 255 * 2 - 1)
+    assert to_model(torch.tensor([0, 255], dtype=torch.uint8).expand(1, 1, 1, 3, 2).transpose(3, 4)).unique().tolist() == [-1, 1]
+
+
+def test_a_shard_has_always_the_same_scenes():
+    assert scenes_of(1, 0, 30) == scenes_of(1, 0, 30) == scenes_of(1, 0)[:30]
+    assert len(scenes_of(1, 0)) == data.SHARD == 1000
+    firsts = [scenes_of(level, shard, 1)[0] for level in (1, 2, 3) for shard in range(4)]
+    assert len(set(firsts)) == 12 and [len(s.things) for s in firsts[3:5]] == [1, 2]
+
+
+def test_unseen_combinations_are_in_no_shard():
+    unseen = set(combinations("unseen"))
+    scenes = [s for level, shard in ((1, 0), (1, 1), (2, 0), (3, 0)) for s in scenes_of(level, shard, 400)]
+    assert not unseen & {(k.colour, k.shape, k.motion) for s in scenes for k in s.things}
+
+
+# --- shards ---
+
+def test_a_shard_holds_the_latents_of_its_scenes(tmp_path, shards_of_eight):
+    encoded(tmp_path / "clips", {1: 2, 2: 1}, batch=3)                        # 3 does not divide 8
+    assert sorted(p.name for p in (tmp_path / "clips").iterdir()) == [
+        "level1_000.safetensors", "level1_001.safetensors", "level2_000.safetensors"]
+    latents = load_file(tmp_path / "clips" / "level1_001.safetensors")["latents"]
+    assert latents.shape == (8, 4, 16, 1, 1) and latents.dtype == torch.float16
+    expected = Corners().encode(to_model(render(scenes_of(1, 1, 8))))
+    assert torch.equal(latents, expected.half())
+
+    clips = Clips(tmp_path / "clips", {1: 2, 2: 1})
+    assert len(clips) == 24 == len(clips.latents)
+    assert clips.scenes == [*scenes_of(1, 0, 8), *scenes_of(1, 1, 8), *scenes_of(2, 0, 8)]
+    assert torch.equal(clips.latents[8:16], latents)
+    assert len(Clips(tmp_path / "clips", {2: 1})) == 8 and len(Clips(tmp_path / "clips", {1: 1, 3: 0})) == 8
+
+
+def test_the_autoencoder_itself_fits_in(tmp_path, shards_of_eight):
+    config = AutoencoderConfig(channels=4, multipliers=(1, 1, 2, 2), res_blocks=1, norm_groups=2, scaling_factor=0.5)
+    autoencoder = Autoencoder(config)
+    encode_world(tmp_path, autoencoder, {1: 1}, progress=False)
+    latents = Clips(tmp_path, {1: 1}).latents
+    assert latents.shape == (8, 4, 16, 8, 8)
+    with torch.no_grad():
+        alone = autoencoder.encode(to_model(render(scenes_of(1, 0, 8)[5:6])))
+    assert torch.allclose(latents[5:6].float(), alone, atol=2e-3 * alone.abs().max().item())
+
+
+def test_an_interrupted_encoding_goes_on_where_it_stopped(tmp_path, shards_of_eight):
+    with pytest.raises(KeyboardInterrupt):
+        encode_world(tmp_path, Corners(breaks_after=3), {1: 3}, batch=4, progress=False)      # in the second shard
+    assert [p.name for p in tmp_path.glob("*.safetensors")] == ["level1_000.safetensors"]
+    stamp = (tmp_path / "level1_000.safetensors").stat().st_mtime_ns
+
+    rest = Corners()
+    encode_world(tmp_path, rest, {1: 3}, batch=4, progress=False)
+    assert rest.calls == 4 and (tmp_path / "level1_000.safetensors").stat().st_mtime_ns == stamp
+    encode_world(tmp_path, Corners(breaks_after=0), {1: 3}, progress=False)                   # nothing left to do
+    whole = encoded(tmp_path / "whole", {1: 3})
+    assert torch.equal(Clips(tmp_path, {1: 3}).latents, Clips(whole, {1: 3}).latents)
+
+
+def test_a_shard_is_written_whole_or_not_at_all(tmp_path, shards_of_eight, monkeypatch):
+    def fills_up(tensors, path):
+        path.write_bytes(b"half a shard")
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError):
+        patched.setattr(data, "save_file", fills_up)
+        encoded(tmp_path, {1: 1})
+    assert not list(tmp_path.glob("*.safetensors"))
+    assert len(Clips(encoded(tmp_path, {1: 1}), {1: 1})) == 8
+    assert [p.name for p in tmp_path.iterdir()] == ["level1_000.safetensors"]
+
+
+# --- batches ---
+
+@pytest.fixture
+def clips(tmp_path, shards_of_eight):
+    return Clips(encoded(tmp_path, {1: 1, 2: 1}), {1: 1, 2: 1})
+
+
+def test_a_batch_follows_from_its_seed(clips):
+    latents, texts = clips.batch(random.Random(3), 10)
+    again, same = clips.batch(random.Random(3), 10)
+    assert latents.shape == (10, 4, 16, 1, 1) and latents.dtype == torch.float32 and len(texts) == 10
+    assert torch.equal(latents, again) and texts == same
+    other, different = clips.batch(random.Random(4), 10)
+    assert not torch.equal(latents, other) and texts != different
+
+
+def test_captions_belong_to_their_clips_in_both_languages(clips):
+    chinese_of = dict(zip(("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink"),
+                          ("红色", "橙色", "黄色", "绿色", "青色", "蓝色", "紫色", "粉色")))
+    latents, texts = clips.batch(random.Random(0), 200)
+    chinese = 0
+    for latent, text in zip(latents.half(), texts):
+        row = next(i for i, own in enumerate(clips.latents) if torch.equal(own, latent))
+        is_chinese = any(word in text for word in VOCABULARY["zh"])
+        for thing in clips.scenes[row].things:
+            assert (chinese_of[thing.colour] if is_chinese else thing.colour) in text
+        assert unknown_words(text) == []
+        chinese += is_chinese
+    assert 60 < chinese < 140
+    assert len(set(texts)) > 100                                               # worded anew each time
+
+
+def test_captions_are_dropped_as_often_as_asked(clips):
+    assert clips.batch(random.Random(0), 50, drop=1.0)[1] == [""] * 50
+    assert "" not in clips.batch(random.Random(0), 200, drop=0.0)[1]
+    dropped = clips.batch(random.Random(0), 1000, drop=0.1)[1].count("")
+    assert 60 < dropped < 140

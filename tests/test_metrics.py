@@ -1,0 +1,148 @@
+"""Scores, and what stands beside them: chance, shuffled frames, real clips."""
+
+import itertools
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from minit2v import metrics
+from minit2v.data import scenes_of
+from minit2v.metrics import accuracy, chance, draw, interval, shuffled, table
+from minit2v.world import COLOURS, MOTIONS, SHAPES, combinations
+
+ALL = [*combinations("train"), *combinations("unseen")]
+
+
+class Perfect:
+    """An autoencoder that loses nothing."""
+
+    def encode(self, clips):
+        return clips
+
+    decode = encode
+
+
+# --- chance ---
+
+def test_chance_for_one_object_by_counting():
+    """Every guess against every truth."""
+    found = chance(1)
+    for i, (name, names) in enumerate((("colour", COLOURS), ("shape", SHAPES), ("motion", MOTIONS))):
+        hits = sum(guess == truth[i] for truth in ALL for guess in names)
+        assert found[name] == pytest.approx(hits / (len(ALL) * len(names)))
+    hits = sum(guess == truth for truth in ALL for guess in ALL)
+    assert found["all"] == pytest.approx(hits / len(ALL) ** 2) and list(found) == list(metrics.ATTRIBUTES)
+
+
+def test_chance_for_two_objects_by_counting():
+    """Two objects of different colours, guessed as two objects of different colours, in either order."""
+    found = chance(2)
+    truth = ("red", "blue")
+    pairs = list(itertools.permutations(COLOURS, 2))
+    assert found["colour"] == pytest.approx(sum(set(pair) == set(truth) for pair in pairs) / len(pairs))
+    for name, names in (("shape", SHAPES), ("motion", MOTIONS)):              # matched by colour: one guess for each
+        pairs = list(itertools.product(names, repeat=2))
+        assert found[name] == pytest.approx(sum(pair == (pairs[0][0], pairs[-1][0]) for pair in pairs) / len(pairs))
+    truth = {("red", "circle", "up"), ("blue", "star", "spin")}
+    pairs = [(a, b) for a in ALL for b in ALL if a[0] != b[0]]
+    assert found["all"] == pytest.approx(sum({a, b} == truth for a, b in pairs) / len(pairs))
+
+
+# --- intervals ---
+
+@pytest.mark.parametrize("right, count", ((0, 10), (1, 10), (5, 10), (10, 10), (380, 400), (400, 400), (81, 263)))
+def test_the_interval_is_wilsons(right, count):
+    """Its ends solve (share - p)^2 = z^2 p (1 - p) / n: the shares that are just z standard errors away."""
+    share, z2 = right / count, 1.96 ** 2
+    ends = np.roots([1 + z2 / count, -(2 * share + z2 / count), share ** 2])
+    assert interval(share, count) == pytest.approx(abs(ends[0] - ends[1]).item() / 2, abs=1e-7)
+
+
+def test_the_interval_of_published_examples():
+    """Newcombe 1998, Statistics in Medicine 17, table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29."""
+    for right, count, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605),
+                                    (0, 20, 0.0000, 0.1611), (1, 29, 0.0061, 0.1718)):
+        assert interval(right / count, count) == pytest.approx((high - low) / 2, abs=1e-4)
+
+
+# --- clips ---
+
+def test_test_scenes_are_fixed_and_not_those_of_training():
+    for level, split in ((1, "train"), (1, "unseen"), (2, "train")):
+        scenes = metrics.test_scenes(level, split, 20)
+        assert scenes == metrics.test_scenes(level, split, 40)[:20]
+        assert scenes != metrics.test_scenes(level, split, 20, seed=1)
+        assert not set(scenes) & set(scenes_of(level, 0, 300))
+        unseen = [(t.colour, t.shape, t.motion) in combinations("unseen") for t in (s.things[0] for s in scenes)]
+        assert all(unseen) if split == "unseen" else not any(unseen)
+
+
+def test_real_clips_score_one_and_swapped_ones_do_not():
+    scenes = [*metrics.test_scenes(1, "train", 8), *metrics.test_scenes(2, "train", 4)]
+    clips = draw(scenes, batch=5)
+    assert clips.shape == (12, 16, 64, 64, 3)
+    assert accuracy(clips, scenes) == {"colour": 1, "shape": 1, "motion": 1, "all": 1}
+    half = [*scenes[:4], *scenes[5:8], scenes[4], *scenes[8:]]                # three or four of twelve in wrong places
+    found = accuracy(clips, half)
+    assert found["all"] == pytest.approx(8 / 12) and all(found[name] >= found["all"] for name in found)
+    with pytest.raises(ValueError):
+        accuracy(clips, scenes[:5])
+
+
+def test_shuffled_clips_show_the_same_pictures():
+    clips = torch.arange(3 * 16).reshape(3, 16, 1, 1, 1).expand(3, 16, 2, 2, 3)
+    mixed = shuffled(clips, seed=4)
+    assert torch.equal(mixed.sort(dim=1).values, clips) and torch.equal(mixed, shuffled(clips, seed=4))
+    assert not torch.equal(mixed, shuffled(clips, seed=5))
+    orders = {tuple((mixed[i, :, 0, 0, 0] - 16 * i).tolist()) for i in range(3)}
+    assert len(orders) == 3 and tuple(range(16)) not in orders               # each clip in an order of its own
+
+
+def test_a_passage_through_a_perfect_autoencoder_changes_no_bit():
+    clips = torch.randint(0, 256, (5, 2, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(metrics.through_autoencoder(SimpleNamespace(autoencoder=Perfect()), clips, batch=2), clips)
+
+
+def test_each_prompt_has_its_own_seed_whatever_the_batch():
+    calls = []
+
+    def pipe(prompts, seed, progress, **settings):
+        calls.append((prompts, settings))
+        return torch.tensor(seed).reshape(-1, 1, 1, 1, 1)
+
+    prompts = [f"prompt {i}" for i in range(7)]
+    for batch in (1, 3, 7, 50):
+        calls.clear()
+        clips = metrics.generate(pipe, prompts, seed=100, batch=batch, progress=False, eta=0.5)
+        assert clips.flatten().tolist() == list(range(100, 107))
+        assert [p for part, _ in calls for p in part] == prompts and all(s == {"eta": 0.5} for _, s in calls)
+        assert len(calls) == math.ceil(7 / batch)
+
+
+# --- tables ---
+
+def test_the_referee_stands_between_chance_and_one():
+    rows = metrics.referee_rows(SimpleNamespace(autoencoder=Perfect()), count=6)
+    found = {row["clips"]: row for row in rows}
+    assert list(found) == [f"{n} object{s}, {kind}" for n, s in (("one", ""), ("two", "s")) for kind in
+                           ("real", "through the VAE", "frames shuffled", "chance")] + ["noise that was readable"]
+    for name, level in (("one object", 1), ("two objects", 2)):
+        assert found[f"{name}, real"]["all"] == found[f"{name}, through the VAE"]["all"] == 1
+        assert found[f"{name}, frames shuffled"]["motion"] < 0.7
+        assert found[f"{name}, chance"] == {"clips": f"{name}, chance", **chance(level)}
+    assert found["noise that was readable"] == {"clips": "noise that was readable", "all": 0}
+
+
+def test_a_table_is_markdown_in_per_cent():
+    rows = [{"clips": "seen, English", "colour": 1.0, "shape": 0.975, "motion": 0.5, "all": 0.4875},
+            {"clips": "  chance", "colour": 0.125, "shape": 0.25, "motion": 1 / 14, "all": 1 / 440},
+            {"clips": "noise that was readable", "all": 0.0}]
+    assert table(rows, 400).splitlines() == [
+        "| clips | colour | shape | motion | all three |",
+        "|---|---|---|---|---|",
+        "| seen, English | 100.0 | 97.5 | 50.0 | 48.8 ± 4.9 |",
+        "|   chance | 12.5 | 25.0 | 7.1 | 0.2 |",
+        "| noise that was readable |  |  |  | 0.0 ± 0.5 |"]
