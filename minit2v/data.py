@@ -43,7 +43,8 @@ def encode_world(folder: str | Path, autoencoder: Autoencoder, shards: dict[int,
     folder.mkdir(parents=True, exist_ok=True)
     todo = [(level, k) for level, count in shards.items() for k in range(count)
             if not _file(folder, level, k).exists()]
-    bar = tqdm(total=len(todo) * SHARD, desc="rendering and encoding clips", unit="clip", disable=not (progress and todo))
+    bar = tqdm(total=len(todo) * SHARD, desc="rendering and encoding clips", unit="clip",
+               disable=not (progress and todo))
     for level, k in todo:
         scenes, latents = scenes_of(level, k, SHARD), []
         for i in range(0, SHARD, batch):

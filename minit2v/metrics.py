@@ -24,7 +24,8 @@ from .world import COLOURS, MOTIONS, SHAPES, Scene, caption, combinations, rende
 ATTRIBUTES = ("colour", "shape", "motion", "all")
 SETS = {  # name: (level, split, language)
     "seen, English": (1, "train", "en"), "unseen, English": (1, "unseen", "en"),
-    "seen, Chinese": (1, "train", "zh"), "unseen, Chinese": (1, "unseen", "zh"), "two objects, English": (2, "train", "en"),
+    "seen, Chinese": (1, "train", "zh"), "unseen, Chinese": (1, "unseen", "zh"),
+    "two objects, English": (2, "train", "en"),
 }
 
 
@@ -77,7 +78,8 @@ def draw(scenes: list[Scene], batch: int = 50) -> Tensor:
     return torch.cat([render(scenes[i:i + batch]) for i in range(0, len(scenes), batch)])
 
 
-def generate(pipe: TextToVideo, prompts: list[str], seed: int = 0, batch: int = 25, progress: bool = True, **settings) -> Tensor:
+def generate(pipe: TextToVideo, prompts: list[str], seed: int = 0, batch: int = 25, progress: bool = True,
+             **settings) -> Tensor:
     """A clip for each prompt, prompt i with the seed `seed + i`; `settings` are those of the pipeline."""
     clips = []
     bar = tqdm(total=len(prompts), desc="generating clips", unit="clip", disable=not progress)
@@ -143,5 +145,6 @@ def main_evaluate(args) -> int:
               f"{args.guidance_scale:g}, seeds from {args.seed}")
     print(table(rows, args.clips))
     if args.json:
-        Path(args.json).write_text(json.dumps({"clips": args.clips, "seed": args.seed, **settings, "rows": rows}, indent=2))
+        found = {"clips": args.clips, "seed": args.seed, **settings, "rows": rows}
+        Path(args.json).write_text(json.dumps(found, indent=2), encoding="utf-8")
     return 0

@@ -54,7 +54,8 @@ def read(clip: Tensor, fps: float = 8.0) -> list[Reading]:
         return []
     nearest = _nearest_colour(image)                                                # (F, H, W) index into COLOURS
     areas = torch.stack([torch.where(nearest == k, chroma / _hues()[1][k], 0.0).mean() for k in range(len(COLOURS))])
-    colours = [int(k) for k in areas.argsort(descending=True)[:2] if areas[k] > max(MIN_AREA, 0.15 * float(areas.max()))]
+    least = max(MIN_AREA, 0.15 * float(areas.max()))
+    colours = [int(k) for k in areas.argsort(descending=True)[:2] if areas[k] > least]
     if not colours:
         return []
     # every coloured pixel goes to the nearest colour that an object has; mixed pixels at an edge are shares of it
@@ -137,7 +138,8 @@ def _moments(mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     area = mask.mean((1, 2))                                                        # in units of the frame
     total = mask.sum((1, 2)).clamp(min=1e-6)
     x, y = (mask.sum(1) @ xs) / total, (mask.sum(2) @ ys) / total                   # (F,) each
-    z = torch.complex((xs - x[:, None])[:, None, :].expand(mask.shape), (ys - y[:, None])[:, :, None].expand(mask.shape))
+    dx, dy = (xs - x[:, None])[:, None, :], (ys - y[:, None])[:, :, None]           # (F, 1, W), (F, H, 1)
+    z = torch.complex(dx.expand(mask.shape), dy.expand(mask.shape))                 # (F, H, W)
     size = area.clamp(min=1e-6).sqrt()
     powers = [z.abs().square().to(z.dtype), z ** 3, z ** 4, z ** 5]
     means = [(mask * p).sum((1, 2)) / total / size ** n for n, p in zip((2, 3, 4, 5), powers)]

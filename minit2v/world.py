@@ -103,7 +103,7 @@ def _reach(shape: str) -> float:
 
 
 def state(thing: Thing, seconds: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Where `thing` is: x, y, radius (fractions of the frame) and angle (radians), each like `seconds` (F,), float64."""
+    """Where `thing` is at `seconds` (F,): x, y, radius (fractions of the frame), angle (radians), each (F,) float64."""
     t = seconds.double()
     speed = SPEEDS[thing.speed]
     x, y, radius, angle = t * 0 + thing.x, t * 0 + thing.y, t * 0 + SIZES[thing.size], t * 0
@@ -132,7 +132,7 @@ def _fold(x: Tensor, margin: float) -> Tensor:
 
 
 def camera_state(camera: str, seconds: Tensor) -> tuple[Tensor, Tensor]:
-    """Pan (fractions of the frame, to the right) and zoom (a factor), each (F,). The camera moves evenly about t = 1 s."""
+    """Pan (fractions of the frame, to the right) and zoom (a factor), each (F,): none at t = 1 s, the clip's middle."""
     t = seconds.double() - SECONDS / 2
     pan = {"pans left": -0.12, "pans right": 0.12}.get(camera, 0.0) * t
     zoom = torch.exp({"zooms in": 0.2, "zooms out": -0.2}.get(camera, 0.0) * t)
@@ -325,8 +325,10 @@ ENGLISH = {
                    _w(f"moves to the {d}", f"goes to the {d}") if d in ("right", "left") else _w(f"moves {d}wards")
                    if d in ("up", "down") else _w(f"moves diagonally {d}", f"goes {d.replace(' ', ' and ')}"))
                for d in HEADINGS} | {
-               "grow": _w("grows", "is growing", "gets bigger"), "shrink": _w("shrinks", "is shrinking", "gets smaller"),
-               "spin": _w("spins", "rotates", "is spinning"), "bounce": _w("bounces", "is bouncing", "bounces off the wall"),
+               "grow": _w("grows", "is growing", "gets bigger"),
+               "shrink": _w("shrinks", "is shrinking", "gets smaller"),
+               "spin": _w("spins", "rotates", "is spinning"),
+               "bounce": _w("bounces", "is bouncing", "bounces off the wall"),
                "orbit": _w("moves in a circle", "circles around", "goes round in a circle"),
                "stay": _w("stays still", "does not move", "stands still")},
 }
@@ -378,7 +380,8 @@ def _english(thing: Thing, rng: random.Random) -> list[str]:
     style = ["outlined"] if thing.outlined else []
     motion = rng.choice(ENGLISH["motion"][thing.motion])
     speed = rng.choice(ENGLISH["speed"][thing.speed]) if rng.random() < 0.5 and thing.motion != "stay" else []
-    verb = motion + speed if rng.random() < 0.6 or motion[0] in ("is", "gets", "does") else motion[:1] + speed + motion[1:]
+    last = rng.random() < 0.6 or motion[0] in ("is", "gets", "does")        # "moves up slowly" or "moves slowly up"
+    verb = motion + speed if last else motion[:1] + speed + motion[1:]
     article = "an" if (size + style + [thing.colour])[0][0] in "aeiou" else "a"
     return [article, *size, *style, thing.colour, *rng.choice(ENGLISH["shape"][thing.shape]), *verb]
 

@@ -46,7 +46,8 @@ def test_clips_as_networks_see_them():
     seen = to_model(clips)
     assert seen.shape == (2, 3, 5, 6, 7) and seen.dtype == torch.float32
     assert torch.allclose(seen[1, 2, 3, 4, 5], clips[1, 3, 4, 5, 2].float() / 255 * 2 - 1)
-    assert to_model(torch.tensor([0, 255], dtype=torch.uint8).expand(1, 1, 1, 3, 2).transpose(3, 4)).unique().tolist() == [-1, 1]
+    extremes = torch.tensor([0, 0, 0, 255, 255, 255], dtype=torch.uint8).reshape(1, 1, 1, 2, 3)
+    assert to_model(extremes).unique().tolist() == [-1, 1]
 
 
 def test_a_shard_has_always_the_same_scenes():

@@ -111,7 +111,8 @@ def test_shuffled_frames_lose_their_motion(real):
 
 def test_noise_is_unreadable():
     generator = torch.Generator().manual_seed(0)
-    assert unreadable([torch.randint(0, 256, (16, 64, 64, 3), dtype=torch.uint8, generator=generator) for _ in range(5)])
+    for _ in range(5):
+        assert unreadable([torch.randint(0, 256, (16, 64, 64, 3), dtype=torch.uint8, generator=generator)])
     for spread in (20, 40, 80):                       # fine grain and coarse clouds around grey, changing and fixed
         for cells, frames in ((64, 16), (8, 16), (4, 16), (8, 1), (4, 1)):
             noise = torch.randn(frames, 3, cells, cells, generator=generator) * spread + 128
@@ -130,8 +131,8 @@ def test_empty_and_uniform_clips_are_unreadable():
 @pytest.mark.parametrize("shape", SHAPES)
 def test_an_object_that_jumps_about_is_unreadable(shape):
     rng = random.Random(shape)
-    places = [Scene((Thing("red", shape, "stay", x=rng.uniform(0.2, 0.8), y=rng.uniform(0.2, 0.8)),)) for _ in range(16)]
-    assert unreadable([render(places, num_frames=1)[:, 0]])
+    things = [Thing("red", shape, "stay", x=rng.uniform(0.2, 0.8), y=rng.uniform(0.2, 0.8)) for _ in range(16)]
+    assert unreadable([render([Scene((thing,)) for thing in things], num_frames=1)[:, 0]])
 
 
 def test_an_object_that_vanishes_is_unreadable():

@@ -101,7 +101,7 @@ def test_dpm_solver_is_that_of_the_model_card(n):
     dpm_against_diffusers(peer, PROCESS.times(n, "linspace"), peer.timesteps)
 
 
-@pytest.mark.parametrize("n", [10, 20])
+@pytest.mark.parametrize("n", [10, 13, 14, 20])                           # 10, 14, 15 and 20 steps
 def test_dpm_solver_that_ends_before_clean(n):
     """On the original's times, which end at t = 1, the last of 15 or more steps is second order, of fewer first."""
     diffusers = pytest.importorskip("diffusers")

@@ -169,7 +169,8 @@ def test_a_run_is_the_loop_written_out(tmp_path):
         assert torch.allclose(average[name], expected[name], rtol=0, atol=1e-6)
     log = read_log(tmp_path)
     assert [line["step"] for line in log] == list(range(2, 25, 2))
-    assert [line["loss"] for line in log] == pytest.approx([sum(losses[i:i + 2]) / 2 for i in range(0, 24, 2)], abs=1e-6)
+    means = [sum(losses[i:i + 2]) / 2 for i in range(0, 24, 2)]
+    assert [line["loss"] for line in log] == pytest.approx(means, abs=1e-6)
     assert [line["grad_norm"] for line in log] == pytest.approx(norms[1::2], abs=1e-5)
     assert [line["lr"] for line in log] == pytest.approx([PLAN.learning_rate(step) for step in range(1, 24, 2)])
     assert losses[-1] < losses[0]
@@ -320,7 +321,7 @@ def test_a_loss_that_is_no_number_stops_the_run(whole, tmp_path):
     assert_same_run(tmp_path, whole)
 
 
-@pytest.mark.xfail(strict=True, reason="only the loss is looked at: one gradient that is no number ruins the checkpoint")
+@pytest.mark.xfail(strict=True, reason="only the loss is looked at; a gradient that is no number ruins the weights")
 def test_a_gradient_that_is_no_number_stops_the_run(tmp_path):
     calls = []
 
@@ -340,7 +341,8 @@ def test_a_checkpoint_cannot_run_code(tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "owned"),)
 
-    torch.save({"parameters": {}, "average": {}, "optimizer": {}, "step": Evil(), "seconds": 0}, tmp_path / "checkpoint.pt")
+    state = {"parameters": {}, "average": {}, "optimizer": {}, "step": Evil(), "seconds": 0}
+    torch.save(state, tmp_path / "checkpoint.pt")
     with pytest.raises(pickle.UnpicklingError):
         train_net(tmp_path)
     assert not (tmp_path / "owned").exists()
@@ -356,7 +358,8 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
 
 TINY = ModelConfig(
     name="tiny",
-    autoencoder=AutoencoderConfig(channels=4, multipliers=(1, 1, 2, 2), res_blocks=1, norm_groups=2, scaling_factor=1.0),
+    autoencoder=AutoencoderConfig(channels=4, multipliers=(1, 1, 2, 2), res_blocks=1, norm_groups=2,
+                                  scaling_factor=1.0),
     text=TextConfig(width=16, heads=2, layers=2, context_length=40, vocab_size=600, merges="merges.txt.gz"),
     unet=UNetConfig(channels=8, multipliers=(1, 2), res_blocks=1, attention=(False, True), head_dim=8, input_heads=1,
                     context_dim=16, norm_groups=4, dropout=0.0),
