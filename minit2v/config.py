@@ -57,11 +57,12 @@ class UNetConfig:
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """Noise schedule (Ho et al. 2020; betas linear in their square root)."""
+    """Noise schedule (Ho et al. 2020; betas linear in their square root), and what the network answers."""
 
     timesteps: int = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.012
+    prediction: str = "noise"                            # or "velocity"; see diffusion.Process
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ def mini() -> ModelConfig:
         text=TextConfig(width=128, heads=4, layers=4, context_length=40, vocab_size=896, merges="merges.txt.gz"),
         unet=UNetConfig(channels=32, multipliers=(1, 4), res_blocks=1, attention=(False, True), head_dim=32,
                         input_heads=1, context_dim=128, norm_groups=8, dropout=0.0),
+        diffusion=DiffusionConfig(prediction="velocity"),
         height=64,
         width=64,
     )

@@ -199,6 +199,9 @@ def _motion(t: Tensor, x: Tensor, y: Tensor, radius: Tensor, angle: Tensor) -> t
     path = steps.norm(dim=1)
     if path.max() > 0.15 + 1.2 / max(len(t) - 1, 1):                                # no object is that fast: a jump
         return None, ""
+    turns = steps.diff(dim=0).norm(dim=1).sum()                                     # 0 for a straight, even motion,
+    if turns > path.sum() + 0.015 * len(steps):                                     # 1.4 path for a random walk
+        return None, ""
     spread = (place - place.mean(0)).norm(dim=1).max()
     if spread < 0.06:
         growth = _slope(t, radius.clamp(min=1e-4).log())                            # e-folds a second

@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 from .autoencoder import Autoencoder
 from .config import ModelConfig, mini
 from .data import Clips, encode_world, scenes_of, to_model
-from .diffusion import Process, noise_prediction_loss
+from .diffusion import Process, denoising_loss
 from .pipeline import load
 from .text import ContrastiveText, TextEncoder, Tokenizer, learn_merges, write_merges
 from .unet import UNet
@@ -198,7 +198,6 @@ PLANS = {
 SHARDS = {1: 10, 2: 6, 3: 0}             # thousands of clips of each level that the UNet learns from
 DROP_CAPTION = 0.1                       # share of empty captions: what guidance compares with (Ho & Salimans 2022)
 IMAGE_SHARE = 1 / 8                      # share of image batches in the video stage, as in the original
-WEIGHT_CLIP = 100.0                      # see diffusion.loss_weight
 
 
 def train_autoencoder(config: ModelConfig, out: Path, plan: Plan, **options) -> None:
@@ -294,8 +293,8 @@ def _train_unet(config: ModelConfig, out: Path, plan: Plan, stage: str, image_sh
         if rng.random() < image_share:
             latents = latents[:, :, rng.randrange(latents.shape[2])][:, :, None]        # (B, 4, 1, h, w)
             network = partial(unet, temporal=False)
-        loss, losses, _ = noise_prediction_loss(network, process, latents, context, generator, clip=WEIGHT_CLIP)
-        return loss, {"noise_error": losses.mean()}
+        loss, _, _ = denoising_loss(network, process, latents, context, generator)
+        return loss, {}
 
     def on_save(average, step):
         _write(out, config, unet=average)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from minit2v.config import DiffusionConfig, UNetConfig
-from minit2v.diffusion import Process, broadcast, draw_noise, guided_denoiser, loss_weight, noise_prediction_loss
+from minit2v.diffusion import Process, broadcast, draw_noise, guided_denoiser, loss_weight, denoising_loss
 from minit2v.unet import UNet
 
 TINY = UNetConfig(channels=32, multipliers=(1, 2), res_blocks=1, attention=(True, False), head_dim=16, input_heads=2,
@@ -99,6 +99,27 @@ def test_split_undoes_noise(process, generator):
     found, same_eps = process.split(process.target(x0, eps, t), process.noise(x0, t, eps), t)
     torch.testing.assert_close(found, x0, rtol=0, atol=1e-12)
     assert torch.equal(same_eps, eps)
+
+
+def test_velocity_is_that_of_diffusers_and_splits_back(generator):
+    schedulers = pytest.importorskip("diffusers")
+    peer = schedulers.DDIMScheduler(**{**SCHEDULE, "prediction_type": "v_prediction"})
+    process = Process(DiffusionConfig(prediction="velocity"))
+    x0, eps = (torch.randn(4, 4, 3, 2, 2, generator=generator, dtype=torch.float64) for _ in range(2))
+    t = torch.tensor([1, 250, 700, 1000])
+    velocity = process.target(x0, eps, t)
+    torch.testing.assert_close(velocity, peer.get_velocity(x0, eps, t - 1), rtol=0, atol=1e-6)      # its abar: float32
+    noisy = process.noise(x0, t, eps)
+    found_x0, found_eps = process.split(velocity, noisy, t)
+    torch.testing.assert_close(found_x0, x0, rtol=0, atol=1e-12)
+    torch.testing.assert_close(found_eps, eps, rtol=0, atol=1e-12)
+    peer.set_timesteps(1000)
+    peers = peer.step(velocity[1], 249, noisy[1]).pred_original_sample
+    torch.testing.assert_close(process.split(velocity, noisy, t)[0][1], peers, rtol=0, atol=1e-5)
+    clean = torch.zeros(4, dtype=torch.long)
+    assert torch.equal(process.split(velocity, x0, clean)[0], x0)                                   # t = 0: untouched
+    with pytest.raises(ValueError, match="clip.*noise.*velocity"):
+        Process(DiffusionConfig(prediction="clip"))
 
 
 def test_a_time_for_each_frame(process, generator):
@@ -198,7 +219,7 @@ def test_loss_is_the_mean_squared_error_of_the_noise(process):
     generator = torch.Generator().manual_seed(1)
     latents, context = torch.randn(3, 4, 2, 4, 4, generator=generator), torch.randn(3, 5, 8, generator=generator)
     generator = torch.Generator().manual_seed(2)
-    loss, losses, t = raises_nothing_global(lambda: noise_prediction_loss(unet, process, latents, context, generator))
+    loss, losses, t = raises_nothing_global(lambda: denoising_loss(unet, process, latents, context, generator))
 
     generator = torch.Generator().manual_seed(2)
     expected_t = torch.randint(1, 1001, (3,), generator=generator)
@@ -223,7 +244,7 @@ def test_weight_one_over_alpha_bar_is_the_v_prediction_loss(process, clip):
     context = torch.randn(4, 5, 8, generator=generator, dtype=torch.float64)
     t = torch.tensor([1, 300, 820, 1000])
     generator = torch.Generator().manual_seed(4)
-    loss, losses, _ = noise_prediction_loss(unet, process, latents, context, generator, t=t, clip=clip)
+    loss, losses, _ = denoising_loss(unet, process, latents, context, generator, t=t, clip=clip)
 
     eps = torch.randn(latents.shape, generator=torch.Generator().manual_seed(4)).double()
     alpha, sigma = (f(t).view(4, 1, 1, 1, 1) for f in (process.alpha, process.sigma))
@@ -243,7 +264,7 @@ def test_loss_with_a_time_for_each_frame(process):
     latents, context = torch.randn(2, 4, 3, 4, 4, generator=torch.Generator().manual_seed(1)), torch.ones(2, 5, 8)
     t = torch.tensor([40, 900])
     def run(t):
-        return noise_prediction_loss(unet, process, latents, context, torch.Generator().manual_seed(2), t=t, clip=30.0)
+        return denoising_loss(unet, process, latents, context, torch.Generator().manual_seed(2), t=t, clip=30.0)
     columns = run(t[:, None].expand(2, 3))
     for one, other in zip(run(t)[:2], columns[:2]):
         assert torch.equal(one, other)
@@ -257,7 +278,7 @@ def test_training_times_are_uniform_from_1_to_1000(process):
         assert 0 <= timesteps.min() and timesteps.max() <= 999
         return x
     latents = torch.zeros(100_000, 1, 1, 1, 1)
-    _, _, t = noise_prediction_loss(answer, process, latents, None, torch.Generator().manual_seed(0))
+    _, _, t = denoising_loss(answer, process, latents, None, torch.Generator().manual_seed(0))
     counts = torch.bincount(t, minlength=1001)
     assert len(counts) == 1001 and counts[0] == 0
     assert 50 < counts[1:].min() and counts[1:].max() < 160                      # 100 each, standard deviation 10
