@@ -27,6 +27,17 @@ from minit2v.config import AutoencoderConfig
 EPS = 1e-6                                                # of every GroupNorm in this network
 
 
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation between convolutions that keep channels last in memory: the same numbers, sooner.
+
+    On processors convolutions are up to twice as fast channels last, but this normalisation's backward pass is up
+    to thirty times slower there (torch 2.14, bfloat16). So it works in the usual order, at the price of two copies.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return channels_last(super().forward(x.contiguous()))
+
+
 class ResBlock(nn.Module):
     """Two 3 x 3 convolutions, each after GroupNorm and SiLU, added to the input.
 
@@ -36,9 +47,9 @@ class ResBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, groups: int):
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, in_channels, eps=EPS)
+        self.norm1 = GroupNorm(groups, in_channels, eps=EPS)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, out_channels, eps=EPS)
+        self.norm2 = GroupNorm(groups, out_channels, eps=EPS)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
@@ -56,7 +67,7 @@ class PixelAttention(nn.Module):
 
     def __init__(self, channels: int, groups: int):
         super().__init__()
-        self.norm = nn.GroupNorm(groups, channels, eps=EPS)
+        self.norm = GroupNorm(groups, channels, eps=EPS)
         self.to_q = nn.Linear(channels, channels)
         self.to_k = nn.Linear(channels, channels)
         self.to_v = nn.Linear(channels, channels)
@@ -127,7 +138,7 @@ class Encoder(nn.Module):
             Level(narrow, wide, config.res_blocks, groups, Downsample(wide) if i < last else nn.Identity())
             for i, (narrow, wide) in enumerate(zip([config.channels] + widths, widths)))
         self.middle = middle(widths[-1], groups)
-        self.norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
+        self.norm_out = GroupNorm(groups, widths[-1], eps=EPS)
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -155,7 +166,7 @@ class Decoder(nn.Module):
         self.levels = nn.ModuleList(
             Level(wide, narrow, config.res_blocks + 1, groups, Upsample(narrow) if i < last else nn.Identity())
             for i, (wide, narrow) in enumerate(zip([widths[0]] + widths, widths)))
-        self.norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
+        self.norm_out = GroupNorm(groups, widths[-1], eps=EPS)
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -194,7 +205,7 @@ class Autoencoder(nn.Module):
             fix = [max(1, round(size / self.config.downscale)) * self.config.downscale for size in (height, width)]
             raise ValueError(f"frames are {height} x {width} pixels (height x width), but both must be multiples of "
                              f"{self.config.downscale}; resize or crop them, for example to {fix[0]} x {fix[1]}")
-        moments = self.quant_conv(self.encoder(fast_layout(fold_frames(frames))))     # (B F, 8, h, w)
+        moments = self.quant_conv(self.encoder(channels_last(fold_frames(frames))))     # (B F, 8, h, w)
         mean, logvar = unfold_frames(moments, like=frames).chunk(2, dim=1)            # (B, 4, [F,] h, w) each
         return mean, logvar.clamp(-30.0, 20.0)
 
@@ -220,7 +231,7 @@ class Autoencoder(nn.Module):
         chunk = 8 if chunk is None else chunk
         if chunk < 1:
             raise ValueError(f"chunk is {chunk}, but at least one frame is decoded at a time; pass chunk=1 or more")
-        z = fast_layout(fold_frames(latents / self.config.scaling_factor))            # (B F, 4, h, w)
+        z = channels_last(fold_frames(latents / self.config.scaling_factor))            # (B F, 4, h, w)
         frames = torch.cat([self.decoder(self.post_quant_conv(part)) for part in z.split(chunk)])
         return unfold_frames(frames, like=latents)                                    # (B, 3, [F,] H, W)
 
@@ -274,13 +285,9 @@ def unfold_frames(x: Tensor, like: Tensor) -> Tensor:
     return rearrange(x, "(b f) c h w -> b c f h w", b=like.shape[0]) if like.ndim == 5 else x
 
 
-def fast_layout(x: Tensor) -> Tensor:
-    """Same values, same shape (N, C, H, W); channels last in memory when no gradient is recorded.
-
-    On processors convolutions run up to twice as fast that way, but the backward pass of GroupNorm on large
-    maps is many times slower (torch 2.14, bfloat16), so training keeps the order that it is given.
-    """
-    return x.contiguous(memory_format=torch.contiguous_format if torch.is_grad_enabled() else torch.channels_last)
+def channels_last(x: Tensor) -> Tensor:
+    """The same values and the same shape (N, C, H, W), a pixel's channels side by side in memory."""
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def check_finite(x: Tensor, name: str):

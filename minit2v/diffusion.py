@@ -3,9 +3,9 @@
     x_t = alpha(t) x_0 + sigma(t) eps,    eps ~ N(0, 1),    alpha(t)^2 + sigma(t)^2 = 1
 
 A clean clip x_0 is mixed with noise: a little at t = 1, almost only noise at t = 1000. The network
-sees x_t and t and says which noise eps was mixed in (or something as good, see `Process`). Knowing x_t and eps we know x_0 (solve the line
-above for it), so a network that finds the noise is a network that finds the clip. How to walk from
-noise to clip with it is the next module, `samplers.py`.
+sees x_t and t and says which noise eps was mixed in (or something as good, see `Process`). Knowing
+x_t and eps we know x_0 (solve the line above for it), so a network that finds the noise is a network that
+finds the clip. How to walk from noise to clip with it is the next module, `samplers.py`.
 
 Sources: Ho et al. 2020 (DDPM, arXiv:2006.11239), section 2, for the process and the loss; Rombach et
 al. 2022 for betas that are linear in their square root; Wang et al. 2023 (ModelScope), section 3,

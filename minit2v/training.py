@@ -82,7 +82,8 @@ def generators(seed: int, step: int) -> tuple[torch.Generator, random.Random]:
 
 def fit(model: nn.Module, objective: Callable, plan: Plan, folder: str | Path, seed: int = 0,
         learns: Callable[[str], bool] = lambda name: True, autocast: torch.dtype | None = None,
-        on_save: Callable[[dict[str, Tensor], int], dict | None] | None = None, progress: bool = True) -> dict[str, Tensor]:
+        on_save: Callable[[dict[str, Tensor], int], dict | None] | None = None,
+        progress: bool = True) -> dict[str, Tensor]:
     """Trains `model` for `plan.steps` steps and returns the averaged weights, {name: tensor}.
 
     objective(model, generator, rng) -> (loss, {name: number}): draws a batch and its noise, and judges the model.
@@ -111,8 +112,8 @@ def fit(model: nn.Module, objective: Callable, plan: Plan, folder: str | Path, s
         with torch.autocast(device.type, autocast, enabled=autocast is not None):
             loss, parts = objective(model, *generators(seed, step))
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss.item()} at step {step}; the last checkpoint in {folder} is whole. "
-                                     f"Resume with a smaller learning rate than {plan.lr}.")
+            raise FloatingPointError(f"the loss is {loss.item()} at step {step}; the last checkpoint in {folder} is "
+                                     f"whole. Resume with a smaller learning rate than {plan.lr}.")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(parameters.values(), plan.clip_grad)
@@ -310,7 +311,8 @@ def score(folder: Path, count: int = 32) -> dict[str, float]:
     pipe, rng = load(folder), random.Random("score")
     scenes = [sample_scene(rng, 1) for _ in range(count)]
     prompts = [caption(scene, rng, "en") for scene in scenes]
-    clips = pipe(prompts, num_inference_steps=12, sampler="dpm++", guidance_scale=4.0, seed=list(range(count)), progress=False)
+    clips = pipe(prompts, num_inference_steps=12, sampler="dpm++", guidance_scale=4.0, seed=list(range(count)),
+                 progress=False)
     found = [agrees(read(clip), scene) for clip, scene in zip(clips, scenes)]
     return {name: sum(f[name] for f in found) / count for name in ("colour", "shape", "motion", "all")}
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import minit2v
-from minit2v import _rules_vae_text as rules
+from minit2v import checkpoints as rules
 from minit2v.autoencoder import Autoencoder
 from minit2v.config import AutoencoderConfig, mini
 
@@ -50,7 +50,7 @@ def peer_of(ours):
         latent_channels=config.latent_channels, norm_num_groups=config.norm_groups)
     weights = {}
     for name, tensor in ours.state_dict().items():
-        [released] = rules.released_names(name, rules.AUTOENCODER_DIFFUSERS, levels)
+        [released] = rules.released_names(name, rules.AUTOENCODER_DIFFUSERS)
         weights[released] = tensor
     peer.load_state_dict(weights, strict=True)
     return peer.to(ours.quant_conv.weight.dtype).eval()
@@ -92,7 +92,7 @@ def test_released_size():
     assert vae.config.downscale == 8
 
 
-@pytest.mark.parametrize("layout, table", [("vae_modelscope", rules.AUTOENCODER_MODELSCOPE),
+@pytest.mark.parametrize("layout, table", [("vae_modelscope", rules.autoencoder_modelscope_rules()),
                                            ("vae_diffusers", rules.AUTOENCODER_DIFFUSERS),
                                            ("vae_diffusers_2023", rules.AUTOENCODER_DIFFUSERS_2023)])
 def test_released_names_and_shapes(layout, table):
@@ -111,7 +111,7 @@ def test_the_two_layouts_name_the_same_tensor():
     with torch.device("meta"):
         names = list(Autoencoder(AutoencoderConfig()).state_dict())
     for name in names:
-        [modelscope] = rules.released_names(name, rules.AUTOENCODER_MODELSCOPE)
+        [modelscope] = rules.released_names(name, rules.autoencoder_modelscope_rules())
         [diffusers] = rules.released_names(name, rules.AUTOENCODER_DIFFUSERS)
         assert NAMES["vae_modelscope_to_diffusers"][modelscope] == diffusers
 

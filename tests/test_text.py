@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.transformer import TextTransformer
 
-from minit2v import _rules_vae_text as rules
+from minit2v import checkpoints as rules
 from minit2v.config import TextConfig, modelscope_1_7b
 from minit2v.text import ContrastiveText, TextEncoder, Tokenizer, learn_merges, write_merges
 

@@ -8,9 +8,30 @@ import pytest
 import torch
 
 from minit2v import world
-from minit2v.world import CAMERAS, COLOURS, GROUNDS, HEADINGS, MOTIONS, SHAPES, SIZES, SPEEDS, TEXTURES, VOCABULARY
-from minit2v.world import Scene, Thing, caption, caption_words, combinations, join, render, sample_scene, sample_thing
-from minit2v.world import state, times, unknown_words
+from minit2v.world import (
+    CAMERAS,
+    COLOURS,
+    GROUNDS,
+    HEADINGS,
+    MOTIONS,
+    SHAPES,
+    SIZES,
+    SPEEDS,
+    TEXTURES,
+    VOCABULARY,
+    Scene,
+    Thing,
+    caption,
+    caption_words,
+    combinations,
+    join,
+    render,
+    sample_scene,
+    sample_thing,
+    state,
+    times,
+    unknown_words,
+)
 
 BOTH = ("en", "zh")
 SHAPE_NAMES = list(SHAPES)
