@@ -22,7 +22,7 @@ COLOURS = {"red": (230, 30, 30), "orange": (245, 130, 10), "yellow": (240, 225, 
 GROUNDS = {"black": (0, 0, 0), "grey": (128, 128, 128), "white": (255, 255, 255)}
 TEXTURES = ("plain", "striped", "checkered", "dotted")
 CAMERAS = ("still", "pans left", "pans right", "zooms in", "zooms out")
-SIZES = {"small": 0.10, "big": 0.15}                # radius of the circle of equal area, in fractions of the frame
+SIZES = {"small": 0.12, "big": 0.17}                # radius of the circle of equal area, in fractions of the frame
 
 # Corners and the inner radius between two corners, for a corner at radius 1. A circle has no corners.
 SHAPES = {"circle": (0, 1.0), "square": (4, math.cos(math.pi / 4)), "triangle": (3, 0.5), "star": (5, 0.45)}
