@@ -16,7 +16,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .autoencoder import Autoencoder
-from .world import Scene, caption, render, sample_scene
+from .captions import caption
+from .world import Scene, render, sample_scene
 
 SHARD = 1000
 

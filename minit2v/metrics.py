@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .captions import caption
 from .data import to_model
 from .pipeline import TextToVideo, load
 from .referee import agrees, read
 from .video import to_uint8
-from .world import COLOURS, MOTIONS, SHAPES, Scene, caption, combinations, render, sample_scene
+from .world import COLOURS, MOTIONS, SHAPES, Scene, combinations, render, sample_scene
 
 ATTRIBUTES = ("colour", "shape", "motion", "all")
 SETS = {  # name: (level, split, language)

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from minit2v import samplers, video, world
+from minit2v import captions, samplers, video
 from minit2v.autoencoder import Autoencoder
 from minit2v.config import ModelConfig
 from minit2v.diffusion import Process, draw_noise, guided_denoiser
@@ -193,9 +193,9 @@ class TextToVideo:
         return shape
 
     def _warn_of_unknown_words(self, prompts: list[str]) -> None:
-        unknown = [word for prompt in prompts for word in world.unknown_words(prompt)]
+        unknown = [word for prompt in prompts for word in captions.unknown_words(prompt)]
         if unknown and self.config.name == "mini":
-            known = "; ".join(", ".join(words) for words in world.VOCABULARY.values())
+            known = "; ".join(", ".join(words) for words in captions.VOCABULARY.values())
             warnings.warn(f"the mini model never saw {', '.join(map(repr, dict.fromkeys(unknown)))} and can only "
                           f"guess. The words it knows: {known}", stacklevel=3)
 

@@ -29,13 +29,14 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .autoencoder import Autoencoder
+from .captions import caption, caption_words
 from .config import ModelConfig, mini
 from .data import Clips, encode_world, scenes_of, to_model
 from .diffusion import Process, denoising_loss
 from .pipeline import load
 from .text import ContrastiveText, TextEncoder, Tokenizer, learn_merges, write_merges
 from .unet import UNet
-from .world import Scene, caption, caption_words, combinations, render, sample_scene, sample_thing
+from .world import Scene, combinations, render, sample_scene, sample_thing
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from safetensors.torch import load_file
 
 from minit2v import data
 from minit2v.autoencoder import Autoencoder
+from minit2v.captions import VOCABULARY, unknown_words
 from minit2v.config import AutoencoderConfig
 from minit2v.data import Clips, encode_world, scenes_of, to_model
-from minit2v.world import VOCABULARY, combinations, render, unknown_words
+from minit2v.world import combinations, render
 
 
 @dataclass

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minit2v import world
+from minit2v import captions, world
+from minit2v.captions import VOCABULARY, caption, caption_words, join, unknown_words
 from minit2v.world import (
     CAMERAS,
     COLOURS,
@@ -18,19 +19,14 @@ from minit2v.world import (
     SIZES,
     SPEEDS,
     TEXTURES,
-    VOCABULARY,
     Scene,
     Thing,
-    caption,
-    caption_words,
     combinations,
-    join,
     render,
     sample_scene,
     sample_thing,
     state,
     times,
-    unknown_words,
 )
 
 BOTH = ("en", "zh")
@@ -135,18 +131,18 @@ def test_a_straight_motion_goes_where_its_name_says(motion):
         length = frames_a_second / math.hypot(across, upwards)
         assert torch.allclose(x, 0.5 + across * length * t.double(), rtol=0, atol=1e-12)
         assert torch.allclose(y, 0.5 - upwards * length * t.double(), rtol=0, atol=1e-12)       # y points down
-        assert (radius == 0.10).all() and (angle == 0).all()
+        assert (radius == 0.12).all() and (angle == 0).all()
 
 
 def test_the_other_motions():
     t = torch.linspace(0, 2, 17)
     still = Thing("red", "star", "stay", size="big", x=0.3, y=0.6)
     x, y, radius, angle = state(still, t)
-    assert (x == 0.3).all() and (y == 0.6).all() and (radius == 0.15).all() and (angle == 0).all()
+    assert (x == 0.3).all() and (y == 0.6).all() and (radius == 0.16).all() and (angle == 0).all()
 
     for motion, sign in (("grow", 1), ("shrink", -1)):
         _, _, radius, _ = state(replace(still, motion=motion), t)
-        assert (radius.diff() * sign > 0).all() and math.isclose(radius[8], 0.15)       # its own size half-way
+        assert (radius.diff() * sign > 0).all() and math.isclose(radius[8], 0.16)       # its own size half-way
         assert torch.allclose(radius.log().diff(), f64(sign * 0.22 / 8), rtol=1e-9, atol=0)
 
     for sense in (1, -1):
@@ -165,7 +161,7 @@ def test_a_bounce_is_a_billiard(shape):
         thing = Thing("red", shape, "bounce", "big", "fast", x=0.5, y=0.5, heading=heading)
         axis = 0 if heading[0] else 1
         thing = replace(thing, **{"xy"[axis]: start})
-        wall, place, velocity, dt = 0.15 * REACH[shape], start, 0.45 * sum(heading), 1 / 1600
+        wall, place, velocity, dt = 0.16 * REACH[shape], start, 0.45 * sum(heading), 1 / 1600
         walked, touched = [], 0
         for _ in range(4800):                                                # 3 s: two walls for some
             walked.append(place)
@@ -247,7 +243,7 @@ def test_shapes_of_one_size_have_one_area(shape):
     clips = render([Scene((k,), "black") for k in things], height=256, width=256, seconds=torch.tensor([0.3]))
     for thing, clip in zip(things, clips):
         grown = math.exp(0.38 * (0.3 - 1)) if thing.motion == "grow" else 1
-        radius = {"small": 0.10, "big": 0.15}[thing.size] * grown
+        radius = {"small": 0.12, "big": 0.16}[thing.size] * grown
         area = covered(clip, "black", thing.colour).mean().item()
         assert math.isclose(area, math.pi * radius ** 2, rel_tol=0.01), thing
 
@@ -263,7 +259,7 @@ def test_shapes_look_like_themselves():
         sector = ((direction + math.pi) / (2 * math.pi) * 120).long().clamp(max=119)
         far = torch.stack([distance[mask & (sector == k)].max() for k in range(120)])
         wave = torch.fft.rfft(far).abs()[1:13] / 120                                  # how often it goes in and out
-        assert abs(far.max().item() - 0.15 * REACH[shape]) < 0.006
+        assert abs(far.max().item() - 0.16 * REACH[shape]) < 0.006
         if count:
             assert wave.argmax().item() + 1 == count and wave.max() > 0.005
             top = far.argmax().item() / 120 * 360 - 180                              # degrees; -90 is up
@@ -276,7 +272,7 @@ def test_shapes_look_like_themselves():
 def test_an_outline_is_a_ring():
     clip = render([Scene((Thing("red", "circle", "stay", "big", outlined=True),))], num_frames=1, height=256, width=256)
     mask = covered(clip, "black", "red")[0, 0]
-    expected = math.pi * 0.15 ** 2 * (1 - (1 - world.OUTLINE) ** 2)
+    expected = math.pi * world.SIZES["big"] ** 2 * (1 - (1 - world.OUTLINE) ** 2)
     assert math.isclose(mask.mean().item(), expected, rel_tol=0.01) and mask[128, 128] == 0
 
 
@@ -310,7 +306,7 @@ def test_the_camera_zooms():
     for camera, sign in (("zooms in", 1), ("zooms out", -1)):
         scene = Scene((Thing("blue", "circle", "stay", "big"),), camera=camera)
         areas = covered(render([scene], seconds=t, height=128, width=128)[0], "black", "blue").mean(dim=(1, 2))
-        expected = math.pi * 0.15 ** 2 * torch.exp(2 * sign * 0.2 * (t.double() - 1))
+        expected = math.pi * world.SIZES["big"] ** 2 * torch.exp(2 * sign * 0.2 * (t.double() - 1))
         assert torch.allclose(areas, expected, rtol=0.01)
 
 
@@ -327,21 +323,21 @@ def test_a_caption_follows_from_its_seed_and_has_several_wordings(language):
 
 
 def test_captions_name_what_is_there():
-    rng, zh_colours = random.Random(0), world.CHINESE_COLOURS
+    rng, zh_colours = random.Random(0), captions.CHINESE_COLOURS
     for _ in range(300):
         scene = sample_scene(rng, rng.choice((1, 2, 3)))
         en, zh = caption(scene, rng, "en"), caption(scene, rng, "zh")
         for thing in scene.things:
             assert thing.colour in en and zh_colours[thing.colour] in zh
-            assert any(" ".join(w) in en for w in world.ENGLISH["shape"][thing.shape])
-            assert any("".join(w) in zh for w in world.CHINESE["motion"][thing.motion])
+            assert any(" ".join(w) in en for w in captions.ENGLISH["shape"][thing.shape])
+            assert any("".join(w) in zh for w in captions.CHINESE["motion"][thing.motion])
             assert ("outlined" in en, "空心" in zh) == (thing.outlined, thing.outlined)
         assert ("camera" in en) == ("镜头" in zh) == (scene.camera != "still")
         assert " " not in zh and " ," not in en and "  " not in en
         assert "a orange" not in en and "a outlined" not in en and " an s" not in f" {en}"
 
 
-@pytest.mark.parametrize("table", (world.ENGLISH, world.CHINESE), ids=BOTH)
+@pytest.mark.parametrize("table", (captions.ENGLISH, captions.CHINESE), ids=BOTH)
 def test_no_wording_has_two_meanings(table):
     for kind in ("motion", "shape", "size", "speed", "camera", "ground", "texture"):
         wordings = [tuple(w) for options in table[kind].values() for w in options]
