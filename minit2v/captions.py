@@ -2,7 +2,7 @@
 
 A caption always names colour, shape and motion; size, speed and ground about half of the time. Each entry of the
 tables lists wordings, and a wording is a list of words: so Chinese, which is written without spaces, has known words
-too, and the tokenizer can learn them (`training.learn_vocabulary`).
+too, and the tokenizer can learn them (`recipe.learn_vocabulary`).
 """
 
 import random

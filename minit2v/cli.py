@@ -71,9 +71,9 @@ def evaluate(args) -> int:
 
 def train(args) -> int:
     """Trains a model, stage by stage; the same command goes on where a killed one stopped."""
-    from minit2v import training
+    from minit2v import recipe
 
-    return training.main_train(args) or 0
+    return recipe.main_train(args) or 0
 
 
 def doctor(args) -> int:

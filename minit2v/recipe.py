@@ -1,0 +1,212 @@
+"""The recipe: four stages that make the mini model, each one run of the loop in `training.py`.
+
+    autoencoder   frames -> frames                    the KL-VAE
+    text          captions <-> clips                  a contrastive model, whose text tower is then frozen
+    image         single frames, temporal parts off   appearance: colours, shapes, places
+    video         clips, with some images among them  motion
+
+The last two are the recipe of ModelScope (Wang et al. 2023, section 3.3), which starts from an image model,
+adds temporal layers that do nothing at first, and trains on videos and images together.
+"""
+
+import os
+import random
+from collections import Counter
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .autoencoder import Autoencoder
+from .captions import caption, caption_words
+from .config import ModelConfig, mini
+from .data import Clips, encode_world, scenes_of, to_model
+from .diffusion import Process, denoising_loss
+from .pipeline import load
+from .text import ContrastiveText, TextEncoder, Tokenizer, learn_merges, write_merges
+from .training import Plan, fit
+from .unet import UNet
+from .world import Scene, combinations, render, sample_scene, sample_thing
+
+STAGES = ("autoencoder", "text", "image", "video")
+PLANS = {
+    "autoencoder": Plan(steps=40000, batch=8, lr=1.5e-3, ema=0.998),
+    "text": Plan(steps=1000, batch=128, lr=1e-3, weight_decay=0.05, ema=0.99, save_every=200),
+    "image": Plan(steps=2000, batch=128, lr=1.5e-3),
+    "video": Plan(steps=20000, batch=16, lr=1e-3),
+}
+SHARDS = {1: 10, 2: 6, 3: 0}             # thousands of clips of each level that the UNet learns from
+DROP_CAPTION = 0.1                       # share of empty captions: what guidance compares with (Ho & Salimans 2022)
+IMAGE_SHARE = 1 / 8                      # share of image batches in the video stage, as in the original
+
+
+def train_autoencoder(config: ModelConfig, out: Path, plan: Plan, **options) -> None:
+    """Stage 1: frames of all levels. Ends by measuring the latents' spread, so that they leave with unit size.
+
+    The frames are crowded with up to eight things: where most pixels are ground, as in the clips, the loss hardly
+    notices an object's colour, and blue and cyan, red and orange stay one for thousands of steps.
+    """
+    model = Autoencoder(config.autoencoder).to(memory_format=torch.channels_last)
+    _initialise(model, seed=1)
+
+    def objective(model, generator, rng):
+        scenes = [_crowd(rng) for _ in range(plan.batch)]
+        clips = render(scenes, height=config.height, width=config.width,
+                       seconds=torch.tensor([rng.uniform(0, 2)], dtype=torch.float64))
+        return model.loss(to_model(clips)[:, :, 0], generator, kl_weight=1e-3)          # (B, 3, H, W)
+
+    average = fit(model, objective, plan, out / "runs" / "autoencoder", **options)
+    model.load_state_dict(average)
+    with torch.inference_mode():
+        frames = to_model(render(scenes_of(1, 0, 100), num_frames=4, fps=2.0, height=config.height, width=config.width))
+        spread = float(model.posterior(frames)[0].std())
+    config = replace(config, autoencoder=replace(config.autoencoder, scaling_factor=round(1 / spread, 5)))
+    _write(out, config, autoencoder=average)
+
+
+def _crowd(rng: random.Random) -> Scene:
+    """A scene of level 1 to 3 with up to seven things more, anywhere, one on another."""
+    scene = sample_scene(rng, rng.choice((1, 2, 3)))
+    more = [replace(sample_thing(rng, *rng.choice(combinations())), outlined=rng.random() < 0.15)
+            for _ in range(rng.choice((0, 2, 4, 7)))]
+    return replace(scene, things=(*scene.things, *more))
+
+
+def train_text(config: ModelConfig, out: Path, plan: Plan, clips: int = 8000, **options) -> None:
+    """Stage 2: first the vocabulary, by byte-pair encoding, then captions against clips of all levels."""
+    learn_vocabulary(config, out / config.text.merges)
+    tokenizer = _tokenizer(config, out)
+    model = ContrastiveText(config.text)
+    _initialise(model, seed=2)
+    scenes = [s for level, shard in ((1, 500), (2, 500), (3, 500)) for s in scenes_of(level, shard, clips // 3)]
+    small = torch.cat([render(scenes[i:i + 50], height=32, width=32) for i in tqdm(
+        range(0, len(scenes), 50), desc="rendering clips", disable=not options.get("progress", True))])
+
+    def objective(model, generator, rng):
+        rows = [rng.randrange(len(scenes)) for _ in range(plan.batch)]
+        texts = [caption(scenes[i], rng, rng.choice(("en", "zh"))) for i in rows]
+        return model.loss(tokenizer(texts), to_model(small[rows]))
+
+    average = fit(model, objective, plan, out / "runs" / "text", **options)
+    model.load_state_dict(average)
+    _write(out, config, text_encoder=model.text_encoder().state_dict())
+
+
+def learn_vocabulary(config: ModelConfig, path: Path, captions: int = 6000) -> None:
+    """Learns the merges of the tokenizer from captions of all levels in both languages."""
+    rng, words = random.Random("vocabulary"), Counter()
+    for i in range(captions):
+        scene = sample_scene(rng, 1 + i % 3)
+        words.update((word, True) for word in caption_words(scene, rng, "en"))
+        chinese = caption_words(scene, rng, "zh")
+        ends = [i + 1 == len(chinese) or "，" in chinese[i:i + 2] for i in range(len(chinese))]
+        words.update(zip(chinese, ends))
+    write_merges(path, learn_merges(words, config.text.vocab_size))
+
+
+def train_image(config: ModelConfig, out: Path, plan: Plan, **options) -> None:
+    """Stage 3: single frames of clips of levels 1 and 2; the temporal parts stay out and keep their zeros."""
+    _train_unet(config, out, plan, "image", image_share=1.0, **options)
+
+
+def train_video(config: ModelConfig, out: Path, plan: Plan, **options) -> None:
+    """Stage 4: whole clips, with some batches of single frames among them."""
+    _train_unet(config, out, plan, "video", image_share=IMAGE_SHARE, **options)
+
+
+def _train_unet(config: ModelConfig, out: Path, plan: Plan, stage: str, image_share: float, **options) -> None:
+    autoencoder = Autoencoder(config.autoencoder)
+    autoencoder.load_state_dict(load_file(out / "autoencoder.safetensors"))
+    text_encoder = TextEncoder(config.text).eval().requires_grad_(False)
+    text_encoder.load_state_dict(load_file(out / "text_encoder.safetensors"))
+    encode_world(out / "clips", autoencoder, SHARDS, progress=options.get("progress", True))
+    clips, tokenizer, process = Clips(out / "clips", SHARDS), _tokenizer(config, out), Process(config.diffusion)
+    unet = UNet(config.unet)
+    _initialise(unet, seed=3)
+    if stage == "video":
+        unet.load_state_dict(load_file(out / "unet.safetensors"))
+
+    def objective(unet, generator, rng):
+        latents, texts = clips.batch(rng, plan.batch, drop=DROP_CAPTION)                # (B, 4, F, h, w)
+        context = text_encoder(tokenizer(texts)).float()                                # (B, L, D)
+        network = unet
+        if rng.random() < image_share:
+            latents = latents[:, :, rng.randrange(latents.shape[2])][:, :, None]        # (B, 4, 1, h, w)
+            network = partial(unet, temporal=False)
+        loss, _, _ = denoising_loss(network, process, latents, context, generator)
+        return loss, {}
+
+    def on_save(average, step):
+        _write(out, config, unet=average)
+        return score(out) if stage == "video" else None
+
+    fit(unet, objective, plan, out / "runs" / stage, on_save=on_save, **options)
+
+
+def score(folder: Path, count: int = 32) -> dict[str, float]:
+    """A quick look at a half-trained model: the share of clips whose colour, shape, motion the referee finds right."""
+    from .referee import agrees, read
+
+    pipe, rng = load(folder), random.Random("score")
+    scenes = [sample_scene(rng, 1) for _ in range(count)]
+    prompts = [caption(scene, rng, "en") for scene in scenes]
+    clips = pipe(prompts, num_inference_steps=12, sampler="dpm++", guidance_scale=4.0, seed=list(range(count)),
+                 progress=False)
+    found = [agrees(read(clip), scene) for clip, scene in zip(clips, scenes)]
+    return {name: sum(f[name] for f in found) / count for name in ("colour", "shape", "motion", "all")}
+
+
+def _tokenizer(config: ModelConfig, out: Path) -> Tokenizer:
+    """The tokenizer whose vocabulary was learnt into `out`, not the one that ships with the package."""
+    return Tokenizer(replace(config.text, merges=str((out / config.text.merges).resolve())))
+
+
+def _initialise(model: nn.Module, seed: int) -> None:
+    """Draws the first weights anew, from a generator of our own and not from torch's global one.
+
+    Weights and biases uniform within 1 / sqrt(fan-in), as torch's layers do; embeddings normal, 0.02 wide.
+    A tensor that its module has set to zero stays zero, and so do the ones of a norm.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            for name, p in module.named_parameters(recurse=False):
+                if p.ndim >= 2 and p.any():
+                    if isinstance(module, nn.Embedding) or "embedding" in name:
+                        p.normal_(std=0.02, generator=generator)
+                    else:
+                        bound = p[0].numel() ** -0.5
+                        p.uniform_(-bound, bound, generator=generator)
+                elif name == "bias" and p.any():
+                    bound = module.weight[0].numel() ** -0.5
+                    p.uniform_(-bound, bound, generator=generator)
+
+
+def _write(out: Path, config: ModelConfig, **parts: dict[str, Tensor]) -> None:
+    """Writes finished parts into the folder of the model, each file whole or not at all."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name, state in parts.items():
+        tensors = {key: value.detach().contiguous() for key, value in state.items()}
+        save_file(tensors, out / f"{name}.tmp")
+        os.replace(out / f"{name}.tmp", out / f"{name}.safetensors")
+    (out / "config.tmp").write_text(config.to_json() + "\n", encoding="utf-8")
+    os.replace(out / "config.tmp", out / "config.json")
+
+
+def main_train(args) -> int:
+    """`minit2v train`: runs one stage or all four into a folder, each going on where it stopped."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    out = Path(args.out)
+    runs = {"autoencoder": train_autoencoder, "text": train_text, "image": train_image, "video": train_video}
+    for stage in STAGES if args.stage == "all" else (args.stage,):
+        saved = out / "config.json"
+        config = ModelConfig.from_json(saved.read_text(encoding="utf-8")) if saved.exists() else mini()
+        plan = PLANS[stage] if args.steps is None else replace(PLANS[stage], steps=args.steps)
+        runs[stage](config, out, plan, autocast=torch.bfloat16 if args.dtype == "bfloat16" else None)
+        print(f"{stage}: the weights are in {out}, the log and the checkpoint in {out / 'runs' / stage}")
+    return 0
