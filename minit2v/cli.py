@@ -29,6 +29,8 @@ def generate(args) -> int:
 
     outputs = [video.check_path(path) for path in args.output or [Path("clip.mp4")]]     # before the work, not after
     pipe = pipeline.load(args.weights, dtype=args.dtype, device=args.device)
+    if args.guidance_scale is None:
+        args.guidance_scale = pipe.config.guidance_scale
     options = {name: getattr(args, name) for name in ("negative_prompt", "num_frames", "height", "width", "seed", "eta",
                                                       "num_inference_steps", "guidance_scale", "sampler", "spacing")}
     begin = time.perf_counter()
@@ -166,8 +168,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--guidance-scale", type=_finite, default=9.0, metavar="G",
-                        help="how strongly to follow the prompt; 1 is no guidance (default: 9)")
+    parser.add_argument("--guidance-scale", type=_finite, metavar="G",
+                        help="how strongly to follow the prompt; 1 is no guidance (default: the model's)")
     parser.add_argument("--sampler", choices=SAMPLERS, default="ddim", help="(default: ddim)")
 
 

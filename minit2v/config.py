@@ -78,6 +78,7 @@ class ModelConfig:
     height: int = 256
     width: int = 256
     fps: int = 8
+    guidance_scale: float = 9.0
 
     def to_json(self) -> str:
         """The configuration as indented JSON text; `from_json` reads it back."""
@@ -116,4 +117,5 @@ def mini() -> ModelConfig:
         diffusion=DiffusionConfig(prediction="velocity"),
         height=64,
         width=64,
+        guidance_scale=4.0,
     )

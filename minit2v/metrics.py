@@ -136,14 +136,15 @@ def table(rows: list[dict], count: int) -> str:
 def main_evaluate(args) -> int:
     """`minit2v evaluate`: prints a table of the model, or with --referee of the referee; --json writes the numbers."""
     pipe = load(args.weights)
-    settings = {"num_inference_steps": args.steps, "guidance_scale": args.guidance_scale, "sampler": args.sampler}
+    scale = pipe.config.guidance_scale if args.guidance_scale is None else args.guidance_scale
+    settings = {"num_inference_steps": args.steps, "guidance_scale": scale, "sampler": args.sampler}
     if args.referee:
         rows = referee_rows(pipe, args.clips, args.seed)
         print(f"The referee on {args.clips} clips a row, per cent right")
     else:
         rows = model_rows(pipe, args.clips, args.seed, **settings)
         print(f"{args.clips} clips a row, per cent right; {args.sampler}, {args.steps} steps, guidance "
-              f"{args.guidance_scale:g}, seeds from {args.seed}")
+              f"{scale:g}, seeds from {args.seed}")
     print(table(rows, args.clips))
     if args.json:
         found = {"clips": args.clips, "seed": args.seed, **settings, "rows": rows}

@@ -82,14 +82,15 @@ class TextToVideo:
 
     def __call__(self, prompt: str | list[str], negative_prompt: str | list[str] = "", num_frames: int | None = None,
                  height: int | None = None, width: int | None = None, num_inference_steps: int = 50,
-                 guidance_scale: float = 9.0, sampler: str = "ddim", eta: float = 0.0, seed: int | list[int] = 0,
-                 latents: Tensor | None = None, progress: bool = True, spacing: str | None = None,
-                 on_step=None) -> Tensor:
+                 guidance_scale: float | None = None, sampler: str = "ddim", eta: float = 0.0,
+                 seed: int | list[int] = 0, latents: Tensor | None = None, progress: bool = True,
+                 spacing: str | None = None, on_step=None) -> Tensor:
         """Makes a clip of one prompt, (F, H, W, 3) uint8, or of a list of N prompts, (N, F, H, W, 3).
 
         negative_prompt: what the clip shall not show; guidance moves away from it. "" is the original's.
         num_frames, height, width: None takes those of `latents`, or else of the configuration.
-        num_inference_steps: times the UNet is asked. guidance_scale: 1 is none, 9 the original's.
+        num_inference_steps: times the UNet is asked.
+        guidance_scale: 1 is none; None is the model's own, 9 for the released one.
         sampler: "ddim" (the original's; eta from 0 to 1 adds randomness), "ddpm", or "dpm++" (good from 15 steps).
         seed: decides all noise. One number serves each prompt of a list alike, so a prompt in a list becomes
             the clip that it would become alone; a list of N seeds gives each its own.
@@ -102,6 +103,7 @@ class TextToVideo:
         """
         prompts = _listed(prompt, "prompt")
         negatives = _listed(negative_prompt, "negative_prompt", count=len(prompts))
+        guidance_scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         spacing = self._check_sampling(sampler, spacing, num_inference_steps, guidance_scale, eta)
         generators = [torch.Generator().manual_seed(s) for s in _seeds(seed, len(prompts))]
         shape = self._latent_shape(len(prompts), num_frames, height, width, latents)

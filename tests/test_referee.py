@@ -8,7 +8,18 @@ import pytest
 import torch
 
 from minit2v.referee import Reading, agrees, read
-from minit2v.world import COLOURS, MOTIONS, SHAPES, Scene, Thing, combinations, render, sample_scene, sample_thing
+from minit2v.world import (
+    COLOURS,
+    MOTIONS,
+    SHAPES,
+    SPEEDS,
+    Scene,
+    Thing,
+    combinations,
+    render,
+    sample_scene,
+    sample_thing,
+)
 
 EVERYTHING = ("colour", "shape", "motion", "size", "speed")
 
@@ -56,7 +67,9 @@ def test_one_object_is_read_right(real):
 
 
 def test_two_objects_are_read_right():
-    scenes = sampled(2, 60)
+    orbits = [Scene((Thing("red", "circle", "orbit", speed=speed, x=0.6, y=0.6, phase=phase),
+                     Thing("blue", "square", "stay", x=0.15, y=0.15))) for speed in SPEEDS for phase in (0.0, 2.0)]
+    scenes = sampled(2, 56) + orbits                                         # orbits need room: sampled ones are rare
     assert {k.motion for scene in scenes for k in scene.things} == set(MOTIONS)
     assert share(draw(scenes), scenes) >= 0.995
 
