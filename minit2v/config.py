@@ -86,11 +86,13 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, text: str) -> "ModelConfig":
-        """Reads what `to_json` wrote. Raises ValueError for a name that no field has."""
+        """Reads what `to_json` wrote. Raises ValueError for text that is no JSON object, or a name no field has."""
         return _build(cls, json.loads(text))
 
 
 def _build(cls, values: dict):
+    if not isinstance(values, dict):
+        raise ValueError(f"{cls.__name__} is {values!r}; it must be a JSON object of its fields")
     known = {f.name: f for f in fields(cls)}
     unknown = sorted(set(values) - set(known))
     if unknown:
