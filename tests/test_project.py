@@ -104,7 +104,9 @@ def test_license_is_the_whole_apache_2():
 ])
 def test_make_installs_and_runs(target, extra, last, tmp_path):
     venv = tmp_path / "venv"                                          # a fresh one, which --dry-run does not make
-    done = subprocess.run(["make", "--dry-run", target, f"VENV={venv}"], cwd=ROOT, capture_output=True, text=True)
+    outside = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    done = subprocess.run(["make", "--dry-run", target, f"VENV={venv}"], cwd=ROOT, env=outside, capture_output=True,
+                          text=True)
     lines = done.stdout.strip().splitlines()
     assert done.returncode == 0, done.stderr
     assert f"-m venv {venv}" in lines[0]
