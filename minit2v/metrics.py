@@ -30,7 +30,7 @@ SETS = {  # name: (level, split, language)
 }
 
 
-def test_scenes(level: int, split: str, count: int, seed: int = 0) -> list[Scene]:
+def judging_scenes(level: int, split: str, count: int, seed: int = 0) -> list[Scene]:
     """Scenes to judge with. They are drawn apart from those of training, from the same distribution."""
     rng = random.Random(f"test {level} {split} {seed}")
     return [sample_scene(rng, level, split) for _ in range(count)]
@@ -96,7 +96,7 @@ def referee_rows(pipe: TextToVideo, count: int, seed: int = 0) -> list[dict]:
     """How well the referee reads clips whose truth is known: real, passed through the VAE, shuffled, noise."""
     rows = []
     for level, name in ((1, "one object"), (2, "two objects")):
-        scenes = test_scenes(level, "train", count, seed)
+        scenes = judging_scenes(level, "train", count, seed)
         real = draw(scenes)
         rows += [{"clips": f"{name}, real", **accuracy(real, scenes)},
                  {"clips": f"{name}, through the VAE", **accuracy(through_autoencoder(pipe, real), scenes)},
@@ -111,7 +111,7 @@ def model_rows(pipe: TextToVideo, count: int, seed: int = 0, progress: bool = Tr
     """The model's caption accuracy on every set, each followed by its shuffled frames, its ceiling and chance."""
     rows = []
     for name, (level, split, language) in SETS.items():
-        scenes = test_scenes(level, split, count, seed)
+        scenes = judging_scenes(level, split, count, seed)
         rng = random.Random(f"captions {name} {seed}")
         clips = generate(pipe, [caption(s, rng, language) for s in scenes], seed=seed, progress=progress, **settings)
         real = through_autoencoder(pipe, draw(scenes))

@@ -11,6 +11,7 @@ adds temporal layers that do nothing at first, and trains on videos and images t
 
 import os
 import random
+import shutil
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -45,7 +46,7 @@ IMAGE_SHARE = 1 / 8                      # share of image batches in the video s
 
 
 def train_autoencoder(config: ModelConfig, out: Path, plan: Plan, **options) -> None:
-    """Stage 1: frames of all levels. Ends by measuring the latents' spread, so that they leave with unit size.
+    """Stage 1: frames of all levels. Ends by measuring the latents, so that each channel leaves with unit size.
 
     The frames are crowded with up to eight things: where most pixels are ground, as in the clips, the loss hardly
     notices an object's colour, and blue and cyan, red and orange stay one for thousands of steps.
@@ -59,13 +60,30 @@ def train_autoencoder(config: ModelConfig, out: Path, plan: Plan, **options) -> 
                        seconds=torch.tensor([rng.uniform(0, 2)], dtype=torch.float64))
         return model.loss(to_model(clips)[:, :, 0], generator, kl_weight=1e-3)          # (B, 3, H, W)
 
-    average = fit(model, objective, plan, out / "runs" / "autoencoder", **options)
-    model.load_state_dict(average)
+    model.load_state_dict(fit(model, objective, plan, out / "runs" / "autoencoder", **options))
     with torch.inference_mode():
-        frames = to_model(render(scenes_of(1, 0, 100), num_frames=4, fps=2.0, height=config.height, width=config.width))
-        spread = float(model.posterior(frames)[0].std())
-    config = replace(config, autoencoder=replace(config.autoencoder, scaling_factor=round(1 / spread, 5)))
-    _write(out, config, autoencoder=average)
+        frames = to_model(render(scenes_of(1, 0, 200), num_frames=4, fps=2.0, height=config.height, width=config.width))
+        mean, _ = model.posterior(frames)                                               # (200, 4, 4, h, w)
+    equalise(model, mean.mean((0, 2, 3, 4)), mean.std((0, 2, 3, 4)))
+    _write(out, replace(config, autoencoder=replace(config.autoencoder, scaling_factor=1.0)),
+           autoencoder=model.state_dict())
+
+
+@torch.no_grad()
+def equalise(model: Autoencoder, mean: Tensor, std: Tensor) -> None:
+    """Gives every latent channel mean 0 and spread 1, and changes no frame: z' = (z - mean) / std, undone in decoding.
+
+    mean, std: (4,), measured before. Both are folded into the 1 x 1 convolutions at the ends of the bottleneck.
+    One scaling factor for all channels, as in the original, is not enough here: brightness then has five times the
+    spread of the channels that hold colour, and the noise of diffusion hides colour first and longest.
+    """
+    into, back = model.quant_conv, model.post_quant_conv
+    count = len(std)
+    into.weight[:count] /= std[:, None, None, None]                                     # means
+    into.bias[:count] = (into.bias[:count] - mean) / std
+    into.bias[count:] -= 2 * std.log()                                                  # log-variances
+    back.bias += back.weight[:, :, 0, 0] @ mean
+    back.weight *= std[None, :, None, None]
 
 
 def _crowd(rng: random.Random) -> Scene:
@@ -127,8 +145,13 @@ def _train_unet(config: ModelConfig, out: Path, plan: Plan, stage: str, image_sh
     clips, tokenizer, process = Clips(out / "clips", SHARDS), _tokenizer(config, out), Process(config.diffusion)
     unet = UNet(config.unet)
     _initialise(unet, seed=3)
-    if stage == "video":
-        unet.load_state_dict(load_file(out / "unet.safetensors"))
+    if stage == "video":                                 # goes on from the image model, wherever it is resumed
+        start = out / "runs" / "video" / "start.safetensors"
+        if not start.exists():
+            start.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(out / "unet.safetensors", start.with_suffix(".tmp"))
+            os.replace(start.with_suffix(".tmp"), start)
+        unet.load_state_dict(load_file(start))
 
     def objective(unet, generator, rng):
         latents, texts = clips.batch(rng, plan.batch, drop=DROP_CAPTION)                # (B, 4, F, h, w)

@@ -202,17 +202,18 @@ def _before_wall(margin: float, heading: float, way: float) -> float:
 def _two_things(rng: random.Random, split: str) -> tuple[Thing, Thing]:
     """Two things of different colours that never touch within `SECONDS`."""
     seconds = torch.linspace(0, SECONDS, 17)
+    first = rng.choice(_COMBINATIONS[split])
     while True:
-        pair = []
-        for i in (0, 1):
-            colour, shape, motion = rng.choice(_COMBINATIONS[split if i == 0 else "train"])
-            pair.append(sample_thing(rng, colour, shape, motion, "small" if rng.random() < 0.7 else "big"))
-        if pair[0].colour == pair[1].colour:
+        second = rng.choice(_COMBINATIONS["train"])
+        if first[0] == second[0]:
             continue
-        (xa, ya, ra, _), (xb, yb, rb, _) = (state(thing, seconds) for thing in pair)
-        room = ra * _reach(pair[0].shape) + rb * _reach(pair[1].shape) + 0.02
-        if bool(((xa - xb) ** 2 + (ya - yb) ** 2 > room ** 2).all()):
-            return tuple(pair)
+        # Many places are tried before other things are drawn, or motions that need room would be rare.
+        for _ in range(100):
+            pair = tuple(sample_thing(rng, *what, "small" if rng.random() < 0.7 else "big") for what in (first, second))
+            (xa, ya, ra, _), (xb, yb, rb, _) = (state(thing, seconds) for thing in pair)
+            room = ra * _reach(pair[0].shape) + rb * _reach(pair[1].shape) + 0.02
+            if bool(((xa - xb) ** 2 + (ya - yb) ** 2 > room ** 2).all()):
+                return pair
 
 
 # ---------------------------------------------------------------- drawing

@@ -70,18 +70,18 @@ def test_the_interval_of_published_examples():
 
 # --- clips ---
 
-def test_test_scenes_are_fixed_and_not_those_of_training():
+def test_judging_scenes_are_fixed_and_not_those_of_training():
     for level, split in ((1, "train"), (1, "unseen"), (2, "train")):
-        scenes = metrics.test_scenes(level, split, 20)
-        assert scenes == metrics.test_scenes(level, split, 40)[:20]
-        assert scenes != metrics.test_scenes(level, split, 20, seed=1)
+        scenes = metrics.judging_scenes(level, split, 20)
+        assert scenes == metrics.judging_scenes(level, split, 40)[:20]
+        assert scenes != metrics.judging_scenes(level, split, 20, seed=1)
         assert not set(scenes) & set(scenes_of(level, 0, 300))
         unseen = [(t.colour, t.shape, t.motion) in combinations("unseen") for t in (s.things[0] for s in scenes)]
         assert all(unseen) if split == "unseen" else not any(unseen)
 
 
 def test_real_clips_score_one_and_swapped_ones_do_not():
-    scenes = [*metrics.test_scenes(1, "train", 8), *metrics.test_scenes(2, "train", 4)]
+    scenes = [*metrics.judging_scenes(1, "train", 8), *metrics.judging_scenes(2, "train", 4)]
     clips = draw(scenes, batch=5)
     assert clips.shape == (12, 16, 64, 64, 3)
     assert accuracy(clips, scenes) == {"colour": 1, "shape": 1, "motion": 1, "all": 1}
