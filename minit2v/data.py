@@ -6,7 +6,6 @@ number, because scenes are drawn with a generator seeded by these two. Captions 
 clip is used, in English or in Chinese.
 """
 
-import os
 import random
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from tqdm.auto import tqdm
 
 from .autoencoder import Autoencoder
 from .captions import caption
+from .video import write_whole
 from .world import Scene, render, sample_scene
 
 SHARD = 1000
@@ -53,8 +53,8 @@ def encode_world(folder: str | Path, autoencoder: Autoencoder, shards: dict[int,
             latents.append(autoencoder.encode(clips).half())                            # (batch, 4, F, h, w)
             bar.update(batch)
         path = _file(folder, level, k)
-        save_file({"latents": torch.cat(latents).contiguous()}, path.with_suffix(".tmp"))
-        os.replace(path.with_suffix(".tmp"), path)
+        with write_whole(path) as part:
+            save_file({"latents": torch.cat(latents).contiguous()}, part)
     bar.close()
 
 

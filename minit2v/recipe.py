@@ -9,7 +9,6 @@ The last two are the recipe of ModelScope (Wang et al. 2023, section 3.3), which
 adds temporal layers that do nothing at first, and trains on videos and images together.
 """
 
-import os
 import random
 import shutil
 from collections import Counter
@@ -31,6 +30,7 @@ from .pipeline import load
 from .text import ContrastiveText, TextEncoder, Tokenizer, learn_merges, write_merges
 from .training import Plan, fit
 from .unet import UNet
+from .video import write_whole
 from .world import Scene, combinations, render, sample_scene, sample_thing
 
 STAGES = ("autoencoder", "text", "image", "video")
@@ -149,8 +149,8 @@ def _train_unet(config: ModelConfig, out: Path, plan: Plan, stage: str, image_sh
         start = out / "runs" / "video" / "start.safetensors"
         if not start.exists():
             start.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(out / "unet.safetensors", start.with_suffix(".tmp"))
-            os.replace(start.with_suffix(".tmp"), start)
+            with write_whole(start) as part:
+                shutil.copyfile(out / "unet.safetensors", part)
         unet.load_state_dict(load_file(start))
 
     def objective(unet, generator, rng):
@@ -214,10 +214,10 @@ def _write(out: Path, config: ModelConfig, **parts: dict[str, Tensor]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name, state in parts.items():
         tensors = {key: value.detach().contiguous() for key, value in state.items()}
-        save_file(tensors, out / f"{name}.tmp")
-        os.replace(out / f"{name}.tmp", out / f"{name}.safetensors")
-    (out / "config.tmp").write_text(config.to_json() + "\n", encoding="utf-8")
-    os.replace(out / "config.tmp", out / "config.json")
+        with write_whole(out / f"{name}.safetensors") as part:
+            save_file(tensors, part)
+    with write_whole(out / "config.json") as part:
+        part.write_text(config.to_json() + "\n", encoding="utf-8")
 
 
 def main_train(args) -> int:

@@ -9,7 +9,6 @@ from its last checkpoint makes the same steps as one that was not, and loses onl
 
 import json
 import math
-import os
 import random
 import time
 from collections.abc import Callable
@@ -19,6 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+
+from .video import write_whole
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,8 @@ def _save(folder: Path, parameters: dict, ema: Ema, optimizer, step: int, second
     state = {"parameters": {k: p.detach() for k, p in parameters.items()}, "average": ema.average,
              "optimizer": optimizer.state_dict(), "step": step, "seconds": seconds,
              "recent": recent}                             # losses that no line of the log has counted yet
-    torch.save(state, folder / "checkpoint.tmp")
-    os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
+    with write_whole(folder / "checkpoint.pt") as part:
+        torch.save(state, part)
 
 
 def _resume(folder: Path, parameters: dict, ema: Ema, optimizer) -> tuple[int, float, list[float]]:
@@ -175,5 +176,5 @@ def plot_log(folder: str | Path) -> None:
     axes = figure.subplots()
     axes.plot([line["step"] for line in lines], [line["loss"] for line in lines], linewidth=1)
     axes.set(xlabel="step", ylabel="loss", yscale="log", title=Path(folder).name)
-    figure.savefig(Path(folder) / "loss.tmp", format="png", dpi=100)
-    os.replace(Path(folder) / "loss.tmp", Path(folder) / "loss.png")
+    with write_whole(Path(folder) / "loss.png") as part:
+        figure.savefig(part, format="png", dpi=100)
