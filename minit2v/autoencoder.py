@@ -17,6 +17,8 @@ pull towards N(0, 1), the KL term, keeps the clouds close together.
 Everything outside this file sees latents of unit size: the scaling factor lives here alone.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -235,10 +237,12 @@ class Autoencoder(nn.Module):
         frames = torch.cat([self.decoder(self.post_quant_conv(part)) for part in z.split(chunk)])
         return unfold_frames(frames, like=latents)                                    # (B, 3, [F,] H, W)
 
-    def loss(self, frames: Tensor, generator: torch.Generator, kl_weight: float = 1e-6) -> tuple[Tensor, dict]:
+    def loss(self, frames: Tensor, generator: torch.Generator, kl_weight: float = 1e-6,
+             noise: float | None = None) -> tuple[Tensor, dict]:
         """The training objective, -ELBO up to weights: reconstruction + kl_weight * KL.
 
         frames as in `posterior` -> (loss, parts); parts holds the detached scalars `l1`, `l2` and `kl`.
+        noise: standard deviation of the noise that the decoder has to cope with; None is the encoder's own.
 
         The reconstruction error is L1 + L2 a pixel value: L1 keeps edges sharp, L2 punishes the rare big
         error. The original adds a perceptual loss (LPIPS) and a discriminator (GAN), because on photographs
@@ -248,10 +252,12 @@ class Autoencoder(nn.Module):
         KL(N(mean, var) || N(0, 1)) = 1/2 sum(mean^2 + var - 1 - log var)      (Kingma & Welling 2014, appendix B)
 
         Both terms are divided by the number of pixel values. Their balance is thus the original's, whose
-        kl_weight is 1e-6: the latents stay almost as sharp as those of a plain autoencoder.
+        kl_weight is 1e-6: the latents stay almost as sharp as those of a plain autoencoder. (Our mini model wants
+        far more, see `recipe.train_autoencoder`.)
         """
         mean, logvar = self.posterior(frames)
-        z = fold_frames(sample(mean, logvar, generator))                              # (B F, 4, h, w)
+        cloud = logvar if noise is None else torch.full_like(logvar, 2 * math.log(noise))
+        z = fold_frames(sample(mean, cloud, generator))                               # (B F, 4, h, w)
         rebuilt = unfold_frames(self.decoder(self.post_quant_conv(z)), like=frames)   # (B, 3, [F,] H, W)
         wide = torch.promote_types(mean.dtype, torch.float32)                         # sums and exp want full precision
         mean, logvar, error = mean.to(wide), logvar.to(wide), rebuilt.to(wide) - frames.to(wide)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from .muon import Muon, split
 from .video import write_whole
 
 
@@ -83,24 +84,24 @@ def fit(model: nn.Module, objective: Callable, plan: Plan, folder: str | Path, s
     for name, p in model.named_parameters():
         p.requires_grad_(name in parameters)
     ema = Ema(parameters, plan.ema)
-    optimizer = torch.optim.AdamW(parameters.values(), lr=plan.lr, betas=(0.9, 0.99), weight_decay=plan.weight_decay,
-                                  fused=True)
-    first, spent, recent = _resume(folder, parameters, ema, optimizer)
+    optimizers = _optimizers(model, list(parameters.values()), plan, autocast or torch.float32)
+    first, spent, recent = _resume(folder, parameters, ema, optimizers)
     log = (folder / "log.jsonl").open("a", encoding="utf-8")
     started = time.monotonic() - spent
     bar = tqdm(range(first, plan.steps), desc=folder.name, initial=first, total=plan.steps, disable=not progress)
     model.train()
     for step in bar:
-        for group in optimizer.param_groups:
-            group["lr"] = plan.learning_rate(step)
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = plan.learning_rate(step)
+            optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, autocast, enabled=autocast is not None):
             loss, parts = objective(model, *generators(seed, step))
         _check_finite(loss, "loss", step, folder, plan)
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(parameters.values(), plan.clip_grad)
         _check_finite(norm, "gradient's norm", step, folder, plan)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         ema.update(parameters, step)
         recent.append(loss.item())
         done = step + 1
@@ -117,10 +118,21 @@ def fit(model: nn.Module, objective: Callable, plan: Plan, folder: str | Path, s
             if found:
                 log.write(json.dumps({"step": done, **found}) + "\n")
                 log.flush()
-            _save(folder, parameters, ema, optimizer, done, time.monotonic() - started, recent)
+            _save(folder, parameters, ema, optimizers, done, time.monotonic() - started, recent)
             plot_log(folder)
     log.close()
     return ema.average
+
+
+def _optimizers(model: nn.Module, parameters: list[Tensor], plan: Plan, dtype: torch.dtype) -> list:
+    """Muon for the matrices and AdamW for the rest; either is left out if it would have nothing to do."""
+    matrices, rest = split(model, parameters)
+    found = []
+    if matrices:
+        found.append(Muon(matrices, plan.lr, plan.weight_decay, dtype=dtype))
+    if rest:
+        found.append(torch.optim.AdamW(rest, plan.lr, betas=(0.9, 0.99), weight_decay=plan.weight_decay, fused=True))
+    return found
 
 
 def _check_finite(value: Tensor, what: str, step: int, folder: Path, plan: Plan) -> None:
@@ -129,15 +141,15 @@ def _check_finite(value: Tensor, what: str, step: int, folder: Path, plan: Plan)
                                  f"whole. Resume with a smaller learning rate than {plan.lr}.")
 
 
-def _save(folder: Path, parameters: dict, ema: Ema, optimizer, step: int, seconds: float, recent: list) -> None:
+def _save(folder: Path, parameters: dict, ema: Ema, optimizers: list, step: int, seconds: float, recent: list) -> None:
     state = {"parameters": {k: p.detach() for k, p in parameters.items()}, "average": ema.average,
-             "optimizer": optimizer.state_dict(), "step": step, "seconds": seconds,
+             "optimizers": [o.state_dict() for o in optimizers], "step": step, "seconds": seconds,
              "recent": recent}                             # losses that no line of the log has counted yet
     with write_whole(folder / "checkpoint.pt") as part:
         torch.save(state, part)
 
 
-def _resume(folder: Path, parameters: dict, ema: Ema, optimizer) -> tuple[int, float, list[float]]:
+def _resume(folder: Path, parameters: dict, ema: Ema, optimizers: list) -> tuple[int, float, list[float]]:
     """Loads the checkpoint of `folder`, if any, and cuts the log back to it.
 
     Returns its step, the seconds spent, and the losses since the last line of the log.
@@ -155,7 +167,8 @@ def _resume(folder: Path, parameters: dict, ema: Ema, optimizer) -> tuple[int, f
             p.copy_(state["parameters"][name])
     for name, average in ema.average.items():
         average.copy_(state["average"][name])
-    optimizer.load_state_dict(state["optimizer"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
     kept = [line for line in read_log(folder) if line["step"] <= state["step"]]
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
     return state["step"], state["seconds"], state.get("recent", [])

@@ -192,6 +192,18 @@ def test_loss_is_its_formula():
     assert loss.item() == pytest.approx((parts["l1"] + parts["l2"] + 0.3 * parts["kl"]).item(), rel=1e-6)
 
 
+def test_the_noise_of_the_loss_can_be_chosen():
+    """With next to none the decoder sees the mean; with some it sees that much around the mean."""
+    vae, frames = small(), uniform(2, 3, 16, 16)
+    with torch.no_grad():
+        mean, _ = vae.posterior(frames)
+        for noise in (1e-6, 0.3):
+            _, parts = vae.loss(frames, torch.Generator().manual_seed(5), noise=noise)
+            z = mean + noise * torch.randn(mean.shape, generator=torch.Generator().manual_seed(5))
+            error = vae.decode(z * vae.config.scaling_factor) - frames
+            assert parts["l1"].item() == pytest.approx(error.abs().mean().item(), rel=1e-4)
+
+
 def test_loss_reaches_every_parameter_and_falls():
     vae = Autoencoder(SMALL[0])
     generator, frames = torch.Generator().manual_seed(0), uniform(2, 3, 16, 16)

@@ -24,11 +24,12 @@ import minit2v
 from minit2v import data, recipe
 from minit2v.autoencoder import Autoencoder
 from minit2v.config import AutoencoderConfig, ModelConfig, TextConfig, UNetConfig
+from minit2v.muon import Muon
 from minit2v.training import Ema, Plan, fit, generators, read_log
 from minit2v.unet import UNet
 from minit2v.world import render
 
-PLAN = Plan(steps=24, batch=16, lr=0.02, warmup=4, weight_decay=0.1, ema=0.9, clip_grad=0.5, save_every=4, log_every=2)
+PLAN = Plan(steps=24, batch=16, lr=0.02, warmup=4, weight_decay=0.1, ema=0.9, clip_grad=1.2, save_every=4, log_every=2)
 
 
 class Net(nn.Module):
@@ -36,7 +37,7 @@ class Net(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.last = nn.Linear(6, 10), nn.Linear(10, 6)
+        self.first, self.last = nn.Linear(16, 20), nn.Linear(20, 16)
         generator = torch.Generator().manual_seed(5)
         with torch.no_grad():
             for p in self.parameters():
@@ -48,7 +49,7 @@ class Net(nn.Module):
 
 def objective(model, generator, rng):
     """Learn to roll a vector by one place; uses both sources of chance."""
-    x = torch.randn(16, 6, generator=generator).to(model.last.bias.dtype)
+    x = torch.randn(16, 16, generator=generator).to(model.last.bias.dtype)
     error = (model(x) - x.roll(1, dims=1)).square().mean()
     return error * (1 + rng.random()), {"error": error.detach()}
 
@@ -84,8 +85,10 @@ def assert_same_run(folder, other):
     for part in ("parameters", "average"):
         assert one[part].keys() == two[part].keys()
         assert all(torch.equal(one[part][name], two[part][name]) for name in one[part]), part
-    for i, state in one["optimizer"]["state"].items():
-        assert all(torch.equal(value, two["optimizer"]["state"][i][name]) for name, value in state.items())
+    assert len(one["optimizers"]) == len(two["optimizers"]) == 2                # Muon and AdamW
+    for first, second in zip(one["optimizers"], two["optimizers"]):
+        for i, state in first["state"].items():
+            assert all(torch.equal(value, second["state"][i][name]) for name, value in state.items())
     first, second = read_log(folder), read_log(other)
     assert [line["step"] for line in first] == [line["step"] for line in second]
     assert all(math.isclose(a["loss"], b["loss"], rel_tol=0, abs_tol=1e-6) for a, b in zip(first, second))
@@ -145,26 +148,28 @@ def test_chance_follows_from_seed_and_step():
 
 
 def test_a_run_is_the_loop_written_out(tmp_path):
-    """AdamW, clipped gradients, learning rates and averages step by step in float64."""
+    """Muon and AdamW, clipped gradients, learning rates and averages step by step in float64."""
     average = fit(Net().double(), objective, PLAN, tmp_path, seed=3, progress=False)
     net = Net().double()
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1.0, betas=(0.9, 0.99), weight_decay=0.1, foreach=False)
+    muon = Muon([net.first.weight, net.last.weight], lr=1.0, weight_decay=0.1)
+    adamw = torch.optim.AdamW([net.first.bias, net.last.bias], lr=1.0, betas=(0.9, 0.99), weight_decay=0.1)
     expected = {name: p.detach().clone() for name, p in net.named_parameters()}
     losses, norms = [], []
     for step in range(24):
         loss, _ = objective(net, *generators(3, step))
-        optimizer.zero_grad()
+        net.zero_grad()
         loss.backward()
         norm = torch.cat([p.grad.flatten() for p in net.parameters()]).norm()
         for p in net.parameters():
-            p.grad *= min(1.0, 0.5 / norm)
-        optimizer.param_groups[0]["lr"] = PLAN.learning_rate(step)
-        optimizer.step()
+            p.grad *= min(1.0, 1.2 / norm)
+        for optimizer in (muon, adamw):
+            optimizer.param_groups[0]["lr"] = PLAN.learning_rate(step)
+            optimizer.step()
         decay = min(0.9, (1 + step) / (10 + step))
         expected = {name: decay * expected[name] + (1 - decay) * p.detach() for name, p in net.named_parameters()}
         losses.append(loss.item())
         norms.append(norm.item())
-    assert min(norms) < 0.5 < max(norms)                                     # some were clipped, some were not
+    assert min(norms) < 1.2 < max(norms)                                     # some were clipped, some were not
     for name, value in checkpoint(tmp_path)["parameters"].items():
         assert torch.allclose(value, net.get_parameter(name), rtol=0, atol=1e-6)     # clip_grad_norm_ adds 1e-6
         assert torch.allclose(average[name], expected[name], rtol=0, atol=1e-6)
@@ -339,7 +344,7 @@ def test_a_checkpoint_cannot_run_code(tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "owned"),)
 
-    state = {"parameters": {}, "average": {}, "optimizer": {}, "step": Evil(), "seconds": 0}
+    state = {"parameters": {}, "average": {}, "optimizers": [], "step": Evil(), "seconds": 0}
     torch.save(state, tmp_path / "checkpoint.pt")
     with pytest.raises(pickle.UnpicklingError):
         train_net(tmp_path)
@@ -374,21 +379,6 @@ def test_the_first_weights_follow_from_the_seed_alone():
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_equalised_latents_show_the_same_frames():
-    """float64: the frames stay, the latents' mean and spread go, and the posterior's spread goes with them."""
-    model = Autoencoder(TINY.autoencoder).double()
-    frames = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1
-    mean, logvar = model.posterior(frames)
-    shift, spread = mean.mean((0, 2, 3)).detach(), mean.std((0, 2, 3)).detach()
-    before = model.decode(model.encode(frames))
-    recipe.equalise(model, shift, spread)
-    new_mean, new_logvar = model.posterior(frames)
-    close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-9)
-    close(model.decode(model.encode(frames)), before)
-    close(new_mean, (mean - shift[:, None, None]) / spread[:, None, None])
-    close(new_logvar, logvar - 2 * spread.log()[:, None, None])
-
-
 def test_four_stages_make_a_model_that_generates(tmp_path, monkeypatch):
     small = Plan(steps=2, batch=2, lr=1e-3, warmup=1, save_every=2, log_every=1)
     monkeypatch.setattr(data, "SHARD", 4)
@@ -399,14 +389,13 @@ def test_four_stages_make_a_model_that_generates(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(TINY.to_json(), encoding="utf-8")
     recipe.main_train(SimpleNamespace(out=tmp_path, stage="autoencoder", steps=1, threads=None, dtype="float32"))
     assert read_log(tmp_path / "runs" / "autoencoder")[-1]["step"] == 1
+    assert read_log(tmp_path / "runs" / "autoencoder" / "decoder")[-1]["step"] == 1
     config = ModelConfig.from_json((tmp_path / "config.json").read_text(encoding="utf-8"))
     autoencoder = Autoencoder(config.autoencoder)
     autoencoder.load_state_dict(load_file(tmp_path / "autoencoder.safetensors"))
     with torch.inference_mode():
         frames = data.to_model(render(data.scenes_of(1, 0, 200), num_frames=4, fps=2.0))
-        latents = autoencoder.encode(frames)                                        # each channel leaves with unit size
-        torch.testing.assert_close(latents.std((0, 2, 3, 4)), torch.ones(4), rtol=0, atol=2e-3)
-        torch.testing.assert_close(latents.mean((0, 2, 3, 4)), torch.zeros(4), rtol=0, atol=2e-3)
+        assert autoencoder.encode(frames).std().item() == pytest.approx(1, abs=2e-3)        # they leave with unit size
 
     recipe.train_text(config, tmp_path, small, clips=12, progress=False)
     recipe.train_image(config, tmp_path, small, progress=False)
