@@ -177,32 +177,34 @@ class TextEncoder(nn.Module):
 
 
 class VideoTower(nn.Module):
-    """A small convolutional net that turns a clip into one vector: what a caption is compared with.
+    """A small convolutional net that turns a clip's latents into one vector: what a caption is compared with.
 
-    The frames of a clip are stacked as channels, 3 x 16 = 48 of them. Every weight of the first layer
-    belongs to one frame, so the net can tell left from right, and growing from shrinking. It is needed
-    only to train the text tower, and thrown away afterwards.
+    First it looks at each frame alone, where shapes are; then the frames are stacked as channels, and every weight
+    belongs to one frame, so the net can tell left from right, and growing from shrinking. It is needed only to
+    train the text tower, and thrown away afterwards.
     """
 
-    def __init__(self, width: int, num_frames: int = 16, size: int = 32):
+    def __init__(self, width: int, num_frames: int = 16, channels: int = 4):
         super().__init__()
-        self.num_frames, self.size = num_frames, size
-        self.net = nn.Sequential(
-            nn.Conv2d(3 * num_frames, 64, 5, stride=2, padding=2), nn.GroupNorm(8, 64), nn.GELU(),      # 16 x 16
-            nn.Conv2d(64, 64, 3, padding=1), nn.GroupNorm(8, 64), nn.GELU(),
-            nn.Conv2d(64, 96, 3, stride=2, padding=1), nn.GroupNorm(8, 96), nn.GELU(),                  # 8 x 8
-            nn.Conv2d(96, 128, 3, stride=2, padding=1), nn.GroupNorm(8, 128), nn.GELU(),                # 4 x 4
+        self.num_frames, self.channels = num_frames, channels
+        self.frame = nn.Sequential(
+            nn.Conv2d(channels, 48, 3, padding=1), nn.GELU(),
+            nn.Conv2d(48, 48, 3, padding=1), nn.GroupNorm(6, 48), nn.GELU(),
         )
-        self.out = nn.Linear(128, width)
+        self.clip = nn.Sequential(
+            nn.Conv2d(48 * num_frames, 192, 1), nn.GroupNorm(8, 192), nn.GELU(),
+            nn.Conv2d(192, 192, 3, stride=2, padding=1), nn.GroupNorm(8, 192), nn.GELU(),               # 4 x 4
+            nn.Conv2d(192, 256, 3, padding=1), nn.GELU(),
+        )
+        self.out = nn.Linear(256, width)
 
-    def forward(self, clips: Tensor) -> Tensor:
-        """Clips (N, 3, F, H, W), uint8 or in [-1, 1] -> (N, width). Any H and W: shrunk to 32 x 32 first."""
-        if clips.ndim != 5 or clips.shape[1:3] != (3, self.num_frames):
-            raise ValueError(f"clips have the shape {tuple(clips.shape)}, but must be (clips, 3, {self.num_frames}, "
-                             f"height, width); permute them, or take {self.num_frames} frames")
-        x = clips / 127.5 - 1.0 if clips.dtype == torch.uint8 else clips
-        x = rearrange(x, "n c f h w -> n (c f) h w")                                          # (N, 48, H, W)
-        x = self.net(F.adaptive_avg_pool2d(x, self.size))                                     # (N, 128, 4, 4)
+    def forward(self, latents: Tensor) -> Tensor:
+        """Latents (N, 4, F, h, w), 8 x 8 in the mini model, -> (N, width)."""
+        if latents.ndim != 5 or latents.shape[1:3] != (self.channels, self.num_frames):
+            raise ValueError(f"latents have the shape {tuple(latents.shape)}, but must be (clips, {self.channels}, "
+                             f"{self.num_frames}, height, width); encode clips of {self.num_frames} frames")
+        x = self.frame(rearrange(latents, "n c f h w -> (n f) c h w"))                        # (N F, 48, h, w)
+        x = self.clip(rearrange(x, "(n f) c h w -> n (f c) h w", f=self.num_frames))          # (N, 256, h/2, w/2)
         return self.out(x.mean(dim=(2, 3)))                                                   # (N, width)
 
 
@@ -228,16 +230,16 @@ class ContrastiveText(nn.Module):
         """Tokens (N, L) -> vectors of length one (N, width)."""
         return F.normalize(self.text(tokens), dim=-1)
 
-    def embed_video(self, clips: Tensor) -> Tensor:
-        """Clips (N, 3, 16, H, W), uint8 or in [-1, 1] -> vectors of length one (N, width)."""
-        return F.normalize(self.video(clips), dim=-1)
+    def embed_video(self, latents: Tensor) -> Tensor:
+        """Latents of clips (N, 4, 16, h, w) -> vectors of length one (N, width)."""
+        return F.normalize(self.video(latents), dim=-1)
 
-    def loss(self, tokens: Tensor, clips: Tensor) -> tuple[Tensor, dict]:
-        """Row i of `tokens` describes row i of `clips` -> (loss, parts); log N is chance, 0 is perfect.
+    def loss(self, tokens: Tensor, latents: Tensor) -> tuple[Tensor, dict]:
+        """Row i of `tokens` describes row i of `latents` -> (loss, parts); log N is chance, 0 is perfect.
 
         `parts` holds `accuracy`, the share of captions that find their clip in the batch, and `scale`.
         """
-        text, video = self.embed_text(tokens), self.embed_video(clips)                        # (N, width) each
+        text, video = self.embed_text(tokens), self.embed_video(latents)                      # (N, width) each
         scale = self.logit_scale.clamp(max=math.log(100.0)).exp()                             # CLIP's upper limit
         loss = self.info_nce(video, text, scale)
         right = (text @ video.T).argmax(dim=1) == torch.arange(len(text), device=text.device)

@@ -256,8 +256,8 @@ def test_wrong_vocabularies_are_explained(tmp_path):
 # ---- contrastive training --------------------------------------------------------------------------------------
 
 
-def uniform_clips(n, size=32, seed=2):
-    return torch.rand(n, 3, 16, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+def some_latents(n, size=8, seed=2):
+    return torch.rand(n, 4, 16, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
 def test_info_nce_is_its_formula():
@@ -265,11 +265,11 @@ def test_info_nce_is_its_formula():
     model = random_weights(ContrastiveText(config))
     with torch.no_grad():
         model.logit_scale.fill_(1.2)
-        loss, parts = model.loss(some_tokens(config, 3), uniform_clips(3))
-        text, video = model.embed_text(some_tokens(config, 3)), model.embed_video(uniform_clips(3))
+        loss, parts = model.loss(some_tokens(config, 3), some_latents(3))
+        text, video = model.embed_text(some_tokens(config, 3)), model.embed_video(some_latents(3))
         logits = (torch.tensor(1.2).exp() * text @ video.T).double()
         model.logit_scale.fill_(10.0)
-        assert model.loss(some_tokens(config, 3), uniform_clips(3))[1]["scale"].item() == pytest.approx(100.0)
+        assert model.loss(some_tokens(config, 3), some_latents(3))[1]["scale"].item() == pytest.approx(100.0)
     rows, columns = logits.exp() / logits.exp().sum(1, keepdim=True), logits.exp() / logits.exp().sum(0)
     expected = -(rows.diagonal().log().mean() + columns.diagonal().log().mean()) / 2
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -304,15 +304,12 @@ def test_text_encoder_is_the_trained_tower_before_its_last_block():
         assert torch.equal(encoder(tokens), before)
 
 
-def test_video_tower_sees_order_and_takes_bytes():
-    model = random_weights(ContrastiveText(SMALL[0]))
-    clips = torch.randint(0, 256, (2, 3, 16, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+def test_video_tower_sees_the_order_of_frames():
+    model, latents = random_weights(ContrastiveText(SMALL[0])), some_latents(2)
     with torch.no_grad():
-        forward, backward = model.embed_video(clips), model.embed_video(clips.flip(2))
-        assert (forward - model.embed_video(clips.float() / 127.5 - 1)).abs().max() <= 1e-6
-        assert (forward - backward).abs().max() > 1e-3
-    with pytest.raises(ValueError, match=r"must be \(clips, 3, 16"):
-        model.embed_video(clips[:, :, :8])
+        assert (model.embed_video(latents) - model.embed_video(latents.flip(2))).abs().max() > 1e-3
+    with pytest.raises(ValueError, match=r"must be \(clips, 4, 16"):
+        model.embed_video(latents[:, :, :8])
 
 
 def test_captions_learn_to_find_their_clips():
@@ -320,7 +317,7 @@ def test_captions_learn_to_find_their_clips():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = ContrastiveText(config)
-    tokens, clips = some_tokens(config, 3), uniform_clips(3)
+    tokens, clips = some_tokens(config, 3), some_latents(3)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     for _ in range(30):
         loss, parts = model.loss(tokens, clips)
