@@ -379,6 +379,14 @@ def test_the_first_weights_follow_from_the_seed_alone():
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_more_late_times_are_drawn_than_early_ones():
+    """P(t > T / 2) = 1 - 0.5^(1 / 0.65) = 0.656, and every time from 1 to T occurs."""
+    times = recipe.draw_times(1000, 200_000, torch.Generator().manual_seed(0))
+    assert (times > 500).double().mean().item() == pytest.approx(1 - 0.5 ** (1 / 0.65), abs=0.005)
+    assert times.min() == 1 and times.max() == 1000 and times.dtype == torch.long
+    assert recipe.draw_times(2, 50, torch.Generator().manual_seed(0)).unique().tolist() == [1, 2]
+
+
 def test_four_stages_make_a_model_that_generates(tmp_path, monkeypatch):
     small = Plan(steps=2, batch=2, lr=1e-3, warmup=1, save_every=2, log_every=1)
     monkeypatch.setattr(data, "SHARD", 4)
@@ -406,6 +414,7 @@ def test_four_stages_make_a_model_that_generates(tmp_path, monkeypatch):
     assert image["conv_out.weight"].any()
 
     recipe.train_video(config, tmp_path, small, progress=False)
+    assert {"colour", "motion"} < set(read_log(tmp_path / "runs" / "video" / "half")[-1])
     video = load_file(tmp_path / "unet.safetensors")
     assert all(video[name].any() for name in zeros)                            # and now they learn
     assert {"colour", "shape", "motion", "all"} < set(read_log(tmp_path / "runs" / "video")[-1])
