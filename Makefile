@@ -1,14 +1,17 @@
 # make demo: a sentence becomes a clip · make test: runs every test · make lab: opens the notebooks
+# make notebooks: builds the notebooks from the text files beside them
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: demo test lab
+.PHONY: demo test lab notebooks
 demo: $(VENV)/ready
 	$(VENV)/bin/minit2v generate "a red circle moves right" -o clip.mp4 -o clip.gif -o clip.png
 test: $(VENV)/ready-test
 	$(VENV)/bin/python -m pytest -q
 lab: $(VENV)/ready-course
 	$(VENV)/bin/jupyter lab notebooks
+notebooks: $(VENV)/ready-course
+	$(VENV)/bin/python -m minit2v.course.build
 
 # The environment: made once, and again when pyproject.toml has changed.
 $(VENV)/ready-test: EXTRAS = [test]

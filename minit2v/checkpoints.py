@@ -12,7 +12,7 @@ import re
 import torch
 from torch import Tensor
 
-from .config import UNetConfig
+from .config import ModelConfig, UNetConfig
 from .unet import UNet
 
 Rules = list[tuple]                                      # (pattern, replacement), both as `re.sub` takes them
@@ -122,12 +122,9 @@ def unet_names(config: UNetConfig, layout: str) -> dict[str, tuple[str, Shape, S
     rules = UNET_DIFFUSERS if layout == "diffusers" else unet_modelscope_rules(config)
     with torch.device("meta"):                           # shapes without numbers: costs no memory
         tensors = UNet(config).state_dict()
-    names = {}
-    for name, tensor in tensors.items():
-        shape = tuple(tensor.shape)
-        conv1d = layout == "modelscope" and re.search(r"(temporal_transformer|transformer_in)\.proj_\w+\.weight", name)
-        names[name] = (translate(name, rules), shape, (*shape, 1) if conv1d else shape)
-    return names
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return {name: (translate(name, rules), shape, released_shape(name, shape, "unet", layout))
+            for name, shape in shapes.items()}
 
 
 def unet_to_diffusers(state: dict[str, Tensor], config: UNetConfig) -> dict[str, Tensor]:
@@ -238,3 +235,43 @@ def released_names(name: str, rules: Rules) -> list[str]:
     """
     name = translate(name, rules)
     return [name.replace("{q,k,v}", part) for part in "qkv"] if "{q,k,v}" in name else [name]
+
+
+# ------------------------------------------------------------------------------------------------ whole models
+
+def spellings(part: str, layout: str, config: ModelConfig) -> list[Rules]:
+    """The rules by which the names of a part ("unet", "autoencoder", "text_encoder") go in a layout.
+
+    More than one list where the years have changed them. The first is the one to write.
+    """
+    if layout == "minit2v":
+        return [[]]
+    if part == "unet":
+        return [UNET_DIFFUSERS if layout == "diffusers" else unet_modelscope_rules(config.unet)]
+    if part == "autoencoder":
+        if layout == "diffusers":
+            return [AUTOENCODER_DIFFUSERS, AUTOENCODER_DIFFUSERS_2023]
+        return [autoencoder_modelscope_rules(len(config.autoencoder.multipliers)) + [(r"^", "first_stage_model.")]]
+    return [TEXT_HF_2023, TEXT_HF] if layout == "diffusers" else [TEXT_OPEN_CLIP]
+
+
+def unread(part: str, layout: str, config: ModelConfig) -> str:
+    """A pattern for the tensors that a file of a part may hold besides, of which we make no use; "(?!)" for none."""
+    if (part, layout) == ("autoencoder", "modelscope"):  # in there is all of Stable Diffusion 2.1
+        return r"(?!first_stage_model\.)|first_stage_model\.loss\."
+    if (part, layout) == ("text_encoder", "modelscope"):  # all of CLIP: its picture half, and the last block
+        return (r"visual\.|text_projection$|logit_scale$|logit_bias$|attn_mask$|"
+                rf"transformer\.resblocks\.{config.text.layers - 1}\.")
+    if (part, layout) == ("text_encoder", "diffusers"):
+        return r"(text_model\.)?embeddings\.position_ids$"
+    return r"(?!)"
+
+
+def released_shape(name: str, shape: Shape, part: str, layout: str) -> Shape:
+    """The shape in a layout of the tensor that we call `name`: some linear layers here are convolutions there."""
+    if layout == "modelscope" and name.endswith(".weight"):
+        if part == "unet" and re.search(r"(temporal_transformer|transformer_in)\.proj_\w+\.weight", name):
+            return (*shape, 1)                           # Conv1d of kernel 1
+        if part == "autoencoder" and ".middle.1.to_" in name:
+            return (*shape, 1, 1)                        # Conv2d of kernel 1
+    return shape

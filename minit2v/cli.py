@@ -20,7 +20,9 @@ from minit2v import __version__
 SAMPLERS = ("ddim", "ddpm", "dpm++")
 DTYPES = ("float32", "float16", "bfloat16")
 STAGES = ("all", "autoencoder", "text", "image", "video")
+LAYOUTS = ("minit2v", "diffusers", "modelscope")
 ENDINGS = (".mp4", ".gif", ".webp", ".png")
+RELEASED = "ali-vilab/text-to-video-ms-1.7b"                              # on the Hub; hub.DEFAULT
 
 
 def generate(args) -> int:
@@ -76,6 +78,54 @@ def train(args) -> int:
     from minit2v import recipe
 
     return recipe.main_train(args) or 0
+
+
+def download(args) -> int:
+    """Brings a model from the Hugging Face Hub into the cache, checks every file and prints the folder."""
+    from minit2v import hub
+
+    if not args.list:
+        folder = hub.fetch(args.hub_id, half=args.half, check=True)
+        print(json.dumps({"hub_id": args.hub_id, "folder": str(folder)}) if args.json else folder)
+        return 0
+    listing = hub.survey(args.hub_id, half=args.half)
+    missing = listing.missing()
+    if args.json:
+        files = [{**file._asdict(), "cached": file not in missing} for file in listing.files]
+        print(json.dumps({"hub_id": args.hub_id, "folder": str(listing.folder), "files": files}))
+        return 0
+    for file in listing.files:
+        print(f"{file.bytes / 1e6:10,.1f} MB  {' to fetch' if file in missing else 'is cached'}  {file.path}")
+    print(f"{sum(file.bytes for file in missing) / 1e9:.2f} GB to fetch, licence: {listing.licence}")
+    return 0
+
+
+def inspect(args) -> int:
+    """Says what is in a folder of weights, and whether it is the released model."""
+    from minit2v import inventory, text
+
+    found = inventory.examine(args.weights or text.WEIGHTS, hashed=args.hash)
+    print(json.dumps(found) if args.json else inventory.report(found))
+    return 0 if found["whole"] else 1
+
+
+def convert(args) -> int:
+    """Writes a model in another layout, for programs that know that one."""
+    import torch
+
+    from minit2v import convert as practice
+
+    folder = practice.convert(args.source, args.destination, args.to, args.dtype and getattr(torch, args.dtype))
+    files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    if args.json:
+        print(json.dumps({"folder": str(folder.resolve()), "layout": args.to, "files": files}))
+        return 0
+    print(f"{folder.resolve()}: layout {args.to}")
+    for name, size in sorted(files.items()):
+        print(f"  {name}: {size:,} bytes")
+    if args.to == "modelscope":
+        print(f"  {practice.CUT_CLIP}")
+    return 0
 
 
 def doctor(args) -> int:
@@ -142,6 +192,26 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
                      help="bfloat16 is faster where the processor knows it (default: float32)")
     one.add_argument("--threads", type=_positive, metavar="N", help="processor threads (default: torch's choice)")
+
+    one = verb(download)
+    one.add_argument("hub_id", nargs="?", default=RELEASED, metavar="HUB_ID",
+                     help=f"owner/name on the Hub (default: {RELEASED})")
+    one.add_argument("--half", action="store_true", help="half-precision weights, if there are any: half the size")
+    one.add_argument("--list", action="store_true", help="only show which files that takes")
+    one.add_argument("--json", action="store_true", help="print the answer as JSON")
+
+    one = verb(inspect)
+    one.add_argument("weights", nargs="?", type=Path, metavar="W",
+                     help="folder of a model (default: the mini model that comes along)")
+    one.add_argument("--hash", action="store_true", help="compare the SHA-256 of large files, too")
+    one.add_argument("--json", action="store_true", help="print the answer as JSON")
+
+    one = verb(convert)
+    one.add_argument("source", type=Path, metavar="SRC", help="folder of a model, in any layout")
+    one.add_argument("destination", type=Path, metavar="DST", help="folder to make")
+    one.add_argument("--to", choices=LAYOUTS, required=True, help="the layout to write")
+    one.add_argument("--dtype", choices=DTYPES, help="number type to write (default: as it is)")
+    one.add_argument("--json", action="store_true", help="print the answer as JSON")
 
     one = verb(doctor)
     one.add_argument("--json", action="store_true", help="print the answer as JSON")

@@ -63,6 +63,7 @@ class DiffusionConfig:
     beta_start: float = 0.00085
     beta_end: float = 0.012
     prediction: str = "noise"                            # or "velocity"; see diffusion.Process
+    spacing: str | None = None                           # times visited; None: what each sampler is used to
 
 
 @dataclass(frozen=True)

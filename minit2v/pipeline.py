@@ -10,9 +10,9 @@ networks as safetensors. The order of things, the defaults and their names are t
 (Wang et al. 2023, section 3.1) and of the pipeline in diffusers that serves its weights.
 """
 
-import difflib
 import math
 import os
+import re
 import shutil
 import sys
 import warnings
@@ -20,27 +20,20 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-import safetensors
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from minit2v import captions, samplers, video
+from minit2v import captions, layouts, samplers, video
 from minit2v.autoencoder import Autoencoder
 from minit2v.config import ModelConfig
 from minit2v.diffusion import Process, draw_noise, guided_denoiser
+from minit2v.layouts import NETWORKS, networks  # noqa: F401  (networks: to make a model that has learnt nothing)
 from minit2v.text import WEIGHTS, TextEncoder, Tokenizer
 from minit2v.unet import UNet
 
-NETWORKS = ("text_encoder", "unet", "autoencoder")
 SPACINGS = {"ddim": "modelscope", "ddpm": "modelscope", "dpm++": "linspace"}      # each sampler's times, if not asked
-
-
-def networks(config: ModelConfig) -> dict[str, nn.Module]:
-    """The three networks of a model, with fresh random weights (of no weight at all on the meta device)."""
-    return {"text_encoder": TextEncoder(config.text), "unet": UNet(config.unet),
-            "autoencoder": Autoencoder(config.autoencoder)}
 
 
 class TextToVideo:
@@ -95,7 +88,8 @@ class TextToVideo:
         seed: decides all noise. One number serves each prompt of a list alike, so a prompt in a list becomes
             the clip that it would become alone; a list of N seeds gives each its own.
         latents: the noise to start from, (N, 4, F, h, w), in the place of the one drawn from the seed.
-        spacing: which times are visited ("modelscope", "leading", "linspace"); None is what each sampler is used to.
+        spacing: which times are visited ("modelscope", "leading", "linspace"); None is the model's own choice, if it
+            has one (`config.diffusion.spacing`), or what each sampler is used to.
         on_step: called as on_step(i, x0) after step i with the guess so far of the clean latents, (N, 4, F, h, w).
 
         The same arguments give the same clip, bit for bit, on one machine. Raises ValueError for whatever
@@ -166,7 +160,8 @@ class TextToVideo:
         if not 0 <= eta <= 1 or (eta > 0 and sampler != "ddim"):
             raise ValueError(f"eta is {eta} with the sampler {sampler}; it must lie between 0 and 1, and only ddim "
                              "knows it (ddpm is always random, dpm++ never)")
-        return SPACINGS[sampler] if spacing is None else spacing
+        usual = self.config.diffusion.spacing or SPACINGS[sampler]
+        return usual if spacing is None else spacing
 
     def _latent_shape(self, count, num_frames, height, width, latents) -> tuple[int, ...]:
         """(N, 4, F, h, w) for the sizes asked for; checks them, and that `latents`, if given, are like that."""
@@ -204,62 +199,28 @@ class TextToVideo:
 
 def load(source: str | os.PathLike | None = None, dtype: str | torch.dtype | None = None,
          device: str | torch.device | None = None) -> TextToVideo:
-    """Loads a model: the mini model that comes with the package, or what `TextToVideo.save` wrote to a folder.
+    """Loads a model: the mini model that comes with the package, that of a folder, or one of the Hugging Face Hub.
 
+    source: None for the mini model; a folder that `TextToVideo.save` wrote, or one with released weights in the
+        layout of diffusers or ModelScope, recognised by itself (see `layouts`); or "owner/name" on the Hub.
     dtype: "float32" (the default, whatever the files hold), "float16", "bfloat16", "float64", or a torch.dtype.
     device: where the networks run, the CPU by default. Weights are mapped from the file, not copied, where
-    their number type allows. Raises FileNotFoundError for a missing file and ValueError for a damaged one, or
-    one whose tensors are not those of the configuration.
+        their number type allows; otherwise they are converted one by one. There is never a second copy.
+
+    Raises FileNotFoundError for a missing file and ValueError for a damaged one, for one that carries code
+    (nothing of it is run), or one whose tensors are not those of the configuration. Nothing is loaded then.
     """
-    folder = WEIGHTS if source is None else Path(source)
+    folder, name = WEIGHTS if source is None else Path(source), None
     dtype, device = _number_type(dtype), torch.device("cpu" if device is None else device)
-    config = _read_config(folder)
-    with torch.device("meta"):                                            # shapes only: no memory, no initialisation
-        parts = networks(config)
-    for name, network in parts.items():
-        _load_weights(network, folder / f"{name}.safetensors", dtype, device)
-    return TextToVideo(config, **parts)
-
-
-def _read_config(folder: Path) -> ModelConfig:
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"there is no model in {str(folder)!r}: it has no config.json; give the folder that "
-                                "TextToVideo.save or `minit2v train` wrote")
-    try:
-        config = ModelConfig.from_json((folder / "config.json").read_text(encoding="utf-8"))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder / 'config.json'} is not a model's configuration: {error}") from error
-    if config.text.merges is not None and folder != WEIGHTS:             # the folder's own, not the package's
-        config = replace(config, text=replace(config.text, merges=str((folder / config.text.merges).resolve())))
-    return config
-
-
-def _load_weights(network: nn.Module, path: Path, dtype: torch.dtype, device: torch.device) -> None:
-    """Puts the tensors of a file into a network on the meta device; each must be there and have its shape."""
-    if not path.is_file():
-        raise FileNotFoundError(f"the weights {str(path)!r} are missing; copy the whole folder, or save again")
-    try:
-        tensors = load_file(path, device=str(device))
-    except safetensors.SafetensorError as error:
-        size = path.stat().st_size
-        raise ValueError(f"{path} is damaged or cut short ({size:,} bytes; {error}); copy it again") from error
-    check_tensors(tensors, network.state_dict(), str(path))
-    tensors = {name: tensor.to(dtype if tensor.is_floating_point() else None) for name, tensor in tensors.items()}
-    network.load_state_dict(tensors, strict=True, assign=True)
-
-
-def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], origin: str) -> None:
-    """Raises ValueError that names each tensor that is missing, that nobody expects, or that has another shape."""
-    missing, unexpected = [n for n in expected if n not in found], [n for n in found if n not in expected]
-    problems = [f"missing: {name} {tuple(expected[name].shape)}" for name in missing]
-    for name in unexpected:
-        close = difflib.get_close_matches(name, missing or list(expected), n=1)
-        problems.append(f"unexpected: {name}" + (f" (the nearest that is expected: {close[0]})" if close else ""))
-    problems += [f"wrong shape: {name} is {tuple(found[name].shape)}, expected {tuple(tensor.shape)}"
-                 for name, tensor in expected.items() if name in found and found[name].shape != tensor.shape]
-    if problems:
-        more = [f"... and {len(problems) - 20} more"] if len(problems) > 20 else []
-        raise ValueError("\n  ".join([f"{origin} does not fit its configuration:", *problems[:20], *more]))
+    half = dtype.itemsize == 2
+    if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        from .hub import fetch
+        folder, name = fetch(str(source), half=half), str(source)
+    stored = layouts.open_model(folder, half)
+    parts = {network: stored.part(network) for network in NETWORKS}      # all is accounted for before any is loaded
+    for network, part in parts.items():
+        stored.networks[network].load_state_dict(part.tensors(dtype, device), strict=True, assign=True)
+    return TextToVideo(replace(stored.config, name=name or stored.config.name), **stored.networks)
 
 
 def _is_watched() -> bool:

@@ -101,6 +101,7 @@ def test_license_is_the_whole_apache_2():
     ("demo", "", '{bin}/minit2v generate "a red circle moves right" -o clip.mp4 -o clip.gif -o clip.png'),
     ("test", "[test]", "{bin}/python -m pytest -q"),
     ("lab", "[course]", "{bin}/jupyter lab notebooks"),
+    ("notebooks", "[course]", "{bin}/python -m minit2v.course.build"),
 ])
 def test_make_installs_and_runs(target, extra, last, tmp_path):
     venv = tmp_path / "venv"                                          # a fresh one, which --dry-run does not make
