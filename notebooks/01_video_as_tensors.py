@@ -8,7 +8,7 @@
 # %% [markdown]
 # ## What you will build
 #
-# The next cell uses the finished code. At the end of the chapter you know each line behind it. You see four clips as
+# The next cell uses the finished code; at the end of the chapter you will know how it works. You see four clips as
 # *film strips*: time runs from left to right, and a strip shows eight of the sixteen frames.
 
 # %%

@@ -244,7 +244,7 @@ def test_alt_text_reaches_the_page():
     cell = nbformat.v4.new_code_cell("picture", outputs=[output], execution_count=1)
     page, _ = nbconvert.HTMLExporter().from_notebook_node(nbformat.v4.new_notebook(cells=[cell]))
     shown, = re.findall(r"<img[^>]*>", page.partition("<body")[2])
-    assert html.unescape(re.search(r'alt="(.*?)"', shown).group(1)) == picture.alt
+    assert html.unescape(re.search(r"""alt=(["'])(.*?)\1""", shown).group(2)) == picture.alt
 
 
 def test_the_page_of_chapters_is_complete():
