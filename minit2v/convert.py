@@ -18,7 +18,7 @@ from torch import Tensor
 
 from minit2v import checkpoints, configfiles
 from minit2v.config import ModelConfig
-from minit2v.layouts import INDEX, NETWORKS, WEIGHTS, Stored, networks, open_model
+from minit2v.layouts import INDEX, NETWORKS, WEIGHTS, Stored, open_model
 from minit2v.text import Tokenizer
 
 FILES = {                                                # where each layout has its networks
@@ -51,7 +51,7 @@ def convert(source: str | os.PathLike, destination: str | os.PathLike, layout: s
         raise FileExistsError(f"{str(destination)!r} is there already; nothing is overwritten: give a new name, or "
                               "remove it first")
     stored = open_model(Path(source), half=dtype is not None and dtype.itemsize == 2)
-    check_expressible(stored.config, layout)
+    check_expressible(stored, layout)
     parts = {name: stored.part(name) for name in NETWORKS}               # all is accounted for before any is written
     unfinished = destination.with_name(f".{destination.name}.{os.getpid()}.part")
     try:
@@ -69,14 +69,14 @@ def convert(source: str | os.PathLike, destination: str | os.PathLike, layout: s
     return destination
 
 
-def check_expressible(config: ModelConfig, layout: str) -> None:
+def check_expressible(stored: Stored, layout: str) -> None:
     """Raises ValueError that names every setting which a reader of the new folder would take for another."""
     if layout == "minit2v":
         return
     parts = ("autoencoder", "text", "unet", "diffusion")
-    ours = {part: asdict(getattr(config, part)) for part in parts}
+    ours = {part: asdict(getattr(stored.config, part)) for part in parts}
     try:
-        theirs = _read_back(config, layout)
+        theirs = _read_back(stored, layout)
     except ValueError as error:
         raise ValueError(f"the layout {layout} cannot express this model: {error}") from error
     differences = [f"{part}.{key} is {ours[part][key]!r}, there it would be {value!r}"
@@ -86,8 +86,9 @@ def check_expressible(config: ModelConfig, layout: str) -> None:
         raise ValueError("\n  ".join([f"the layout {layout} cannot express this model:", *differences]))
 
 
-def _read_back(config: ModelConfig, layout: str) -> dict[str, dict]:
+def _read_back(stored: Stored, layout: str) -> dict[str, dict]:
     """The settings as a reader of the new folder finds them, by part."""
+    config = stored.config
     if layout == "diffusers":                            # with the tokenizer's merges as files of their own
         files = configfiles.diffusers_files(config)
         found = {"autoencoder": configfiles.diffusers_autoencoder(files["vae/config.json"]),
@@ -97,9 +98,8 @@ def _read_back(config: ModelConfig, layout: str) -> dict[str, dict]:
                  "diffusion": configfiles.diffusers_process(files["scheduler/scheduler_config.json"])}
     else:
         values = configfiles.modelscope_configuration(config)
-        with torch.device("meta"):
-            shapes = {name: {key: tuple(t.shape) for key, t in released(net.state_dict(), name, layout, config).items()}
-                      for name, net in networks(config).items()}
+        shapes = {name: {key: tuple(t.shape) for key, t in released(net.state_dict(), name, layout, config).items()}
+                  for name, net in stored.networks.items()}
         found = {"autoencoder": configfiles.modelscope_autoencoder(shapes["autoencoder"]),
                  "text": configfiles.modelscope_text(shapes["text_encoder"]),
                  "unet": configfiles.modelscope_unet(values), "diffusion": configfiles.modelscope_process(values)}

@@ -5,6 +5,7 @@ released files: a network of the same names and shapes is built like the origina
 numbers is known when a file's SHA-256 is the published one (`released.json`).
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -20,6 +21,14 @@ SMALL = 2 ** 26                                          # bytes; a file up to t
 RELEASED = Path(__file__).parent / "released.json"
 
 
+@functools.cache
+def released_shapes() -> dict[str, dict[str, tuple[int, ...]]]:
+    """Name and shape of every tensor of the released model in our words, by network. Takes a second, once."""
+    with torch.device("meta"):
+        original = networks(modelscope_1_7b())
+    return {name: {key: tuple(t.shape) for key, t in net.state_dict().items()} for name, net in original.items()}
+
+
 def examine(folder: Path, hashed: bool = False) -> dict:
     """A folder's layout and, of each network, files, tensors, number types and likeness to the released model.
 
@@ -28,15 +37,13 @@ def examine(folder: Path, hashed: bool = False) -> dict:
     """
     folder = Path(folder)
     stored = open_model(folder)
-    with torch.device("meta"):
-        original = networks(modelscope_1_7b())
     parts = []
     for name in NETWORKS:
         part = {"name": name, "files": [], "tensors": None, "parameters": None, "dtype": None, "like_released": None,
                 "problem": None}
         try:
             found = stored.part(name)
-            expected = {ours: tuple(tensor.shape) for ours, tensor in original[name].state_dict().items()}
+            expected = released_shapes()[name]
             like = sum(found.shapes.get(ours) == shape for ours, shape in expected.items()) / len(expected)
             part |= {"tensors": len(found.names), "parameters": sum(math.prod(s) for s in found.shapes.values()),
                      "dtype": ", ".join(sorted({str(d).removeprefix("torch.") for d in found.dtypes.values()})),

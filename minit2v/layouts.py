@@ -16,6 +16,7 @@ and damo/text-to-video-synthesis (ModelScope).
 
 import difflib
 import gzip
+import math
 import re
 import zlib
 from dataclasses import dataclass, replace
@@ -50,26 +51,24 @@ class Part:
     """The weights of one network on disk."""
 
     files: list[Path]
-    names: dict[str, list[str]]                          # ours -> the file's: one, or three (q, k, v) that are one here
+    names: dict[str, list[str]]                          # ours -> theirs: one, or three (q, k, v) that are one here
     shapes: dict[str, Shape]                             # ours
     dtypes: dict[str, torch.dtype]                       # on disk, by our name
 
     def tensors(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         """Every tensor under our name and in our shape, of this number type (None: as on disk), on this device.
 
-        What needs no change stays mapped from its file. The rest is converted tensor by tensor, the largest first,
-        while there is room. After every 64th of the way (or 8 MB) the file is closed and opened anew: only closing a
-        mapping gives back the memory of what was looked at.
+        What needs no change stays mapped from its file. The rest is converted tensor by tensor, in the order of the
+        file. After every 64th of the way (or 8 MB) the file is closed and opened anew: only closing a mapping gives
+        back the memory of what was looked at.
         """
-        stored, state, changes = _read_all(self.files), {}, []
-        for ours, theirs in self.names.items():
-            if len(theirs) == 1 and dtype in (None, self.dtypes[ours]) and torch.device(device).type == "cpu":
-                state[ours] = stored[theirs[0]].detach().reshape(self.shapes[ours])
-            else:
-                changes.append(ours)
+        kept = [ours for ours, theirs in self.names.items() if len(theirs) == 1 and dtype in (None, self.dtypes[ours])
+                and torch.device(device).type == "cpu"]
+        stored = _read_all(self.files, {self.names[ours][0] for ours in kept})
+        state = {ours: stored[self.names[ours][0]].detach().reshape(self.shapes[ours]) for ours in kept}
 
-        size = {ours: sum(stored[name].nbytes for name in self.names[ours]) for ours in changes}
-        changes.sort(key=size.get, reverse=True)
+        changes = [ours for ours in self.names if ours not in state]
+        size = {ours: math.prod(self.shapes[ours]) * self.dtypes[ours].itemsize for ours in changes}     # bytes on disk
         portion = max(PORTION, sum(size.values()) / (PORTIONS if all(map(is_mapped, self.files)) else 1))
         while changes:
             some, taken = [], 0
@@ -103,7 +102,7 @@ class Stored:
         of another shape, or of numbers that are not floating-point.
         """
         files, skip = self.files[name], re.compile(checkpoints.unread(name, self.layout, self.config))
-        found = {key: value for key, value in _read_all(files).items() if not skip.match(str(key))}
+        found = {key: value for key, value in _read_all(files, numbers=False).items() if not skip.match(str(key))}
         shapes = {ours: tuple(tensor.shape) for ours, tensor in self.networks[name].state_dict().items()}
         options = [{ours: checkpoints.released_names(ours, rules) for ours in shapes}
                    for rules in checkpoints.spellings(name, self.layout, self.config)]
@@ -115,12 +114,14 @@ class Stored:
             expected.update({key: (rows // len(theirs), *rest) for key in theirs})
         origin = str(files[0]) + (f" (and {len(files) - 1} more)" if len(files) > 1 else "")
         check_tensors(found, expected, origin)
+        place = {key: i for i, key in enumerate(found)}
+        names = dict(sorted(names.items(), key=lambda item: place[item[1][0]]))            # as they lie in the file
         dtypes = {ours: found[theirs[0]].dtype for ours, theirs in names.items()}
         return Part(files, names, shapes, dtypes)
 
 
-def _read_all(files: list[Path], names: set[str] | None = None) -> dict[str, Tensor]:
-    return {name: tensor for path in files for name, tensor in read(path, names).items()}
+def _read_all(files: list[Path], names: set[str] | None = None, numbers: bool = True) -> dict[str, Tensor]:
+    return {name: tensor for path in files for name, tensor in read(path, names, numbers).items()}
 
 
 def check_tensors(found: dict[str, Tensor], expected: dict[str, Shape], origin: str) -> None:
@@ -234,7 +235,8 @@ def _open_modelscope(folder: Path, half: bool) -> tuple[ModelConfig, dict]:
                                     f"{named!r}: put the file there, or correct the name")
 
     def shapes(part: str) -> dict[str, Shape]:
-        return {name: tuple(value.shape) for name, value in _read_all(files[part]).items() if isinstance(value, Tensor)}
+        return {name: tuple(value.shape) for name, value in _read_all(files[part], numbers=False).items()
+                if isinstance(value, Tensor)}
 
     config = ModelConfig(
         folder.resolve().name,

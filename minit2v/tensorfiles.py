@@ -22,6 +22,8 @@ from torch import Tensor
 # for an empty class that swallows what it is given: we want the weights, and the notes are thrown away.
 NOTES = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint", "numpy.dtype",
          "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+TYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "I8": torch.int8,
+         "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64}     # of a safetensors file
 
 
 class Note:
@@ -42,19 +44,20 @@ def _note(name: str) -> type:
 _NOTES = [_note(name) for name in NOTES]
 
 
-def read(path: Path, names: set[str] | None = None) -> dict[str, Tensor]:
+def read(path: Path, names: set[str] | None = None, numbers: bool = True) -> dict[str, Tensor]:
     """What a file of weights holds, by name, the tensors mapped. Weights nested under "state_dict" are unwrapped.
 
-    names: leave out all others. A pickle may hold other things than tensors; `layouts.check_tensors` finds them.
-    Raises FileNotFoundError if there is no such file, and ValueError if it is damaged, is no file of weights,
-    or carries code (of which nothing is run).
+    names: leave out all others. numbers: if False, a tensor may come with the right shape and type, but without its
+    own numbers; a safetensors file is then not read beyond its table, however large it is.
+    A pickle may hold other things than tensors; `layouts.check_tensors` finds them. Raises FileNotFoundError if there
+    is no such file, and ValueError if it is damaged, is no file of weights, or carries code (nothing of it is run).
     """
     if not path.is_file():
         raise FileNotFoundError(f"the weights {str(path)!r} are missing; copy the whole folder, or download it again")
     with path.open("rb") as file:
         head = file.read(64)
     try:
-        state = _map(path, names) if path.suffix == ".safetensors" else _unpickle(path)
+        state = _map(path, names, numbers) if path.suffix == ".safetensors" else _unpickle(path)
     except Exception as error:               # a damaged file makes its reader raise nearly anything: one answer to all
         raise ValueError(_what_is_wrong(path, head, error)) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
@@ -73,9 +76,15 @@ def is_mapped(path: Path) -> bool:
         return file.read(4) == b"PK\x03\x04"
 
 
-def _map(path: Path, names: set[str] | None) -> dict[str, Tensor]:
+def _map(path: Path, names: set[str] | None, numbers: bool) -> dict[str, Tensor]:
     with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys() if names is None or name in names}
+        wanted = [name for name in file.keys() if names is None or name in names]
+        return {name: file.get_tensor(name) if numbers else _blank(file.get_slice(name)) for name in wanted}
+
+
+def _blank(entry) -> Tensor:
+    """One number that passes for a whole tensor of the entry's shape: enough to look at shape and type."""
+    return torch.empty((), dtype=TYPES.get(entry.get_dtype(), torch.uint8)).expand(entry.get_shape())
 
 
 def _unpickle(path: Path):
