@@ -19,6 +19,9 @@ TEXT_HEAD = 64                                           # width of a head in CL
 MODELSCOPE_FILES = {"unet": ("ckpt_unet", "text2video_pytorch_model.pth"),
                     "autoencoder": ("ckpt_autoencoder", "VQGAN_autoencoder.pth"),
                     "text_encoder": ("ckpt_clip", "open_clip_pytorch_model.bin")}
+DIFFUSERS_STEMS = {"unet": ("diffusion_pytorch_model", "diffusion_pytorch_model"),       # of .safetensors, of .bin
+                   "vae": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
+                   "text_encoder": ("model", "pytorch_model")}
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -69,6 +72,17 @@ def _widths(widths: list[int], key: str) -> tuple[int, tuple[int, ...]]:
 
 
 # ------------------------------------------------------------------------------------------------ diffusers, read
+
+def weight_names(stem: str, pickle_stem: str, half: bool) -> list[tuple[str, str]]:
+    """The names that a network's weights may have in its folder, best first: (the single file, an index of shards).
+
+    The number type comes first (float16 before float32 where `half`), then safetensors before pickles.
+    """
+    return [(f"{name}{variant}.{ending}", f"{name}.{ending}.index{variant}.json")
+            for variant in ((".fp16", "") if half else ("", ".fp16"))
+            for name, ending in ((stem, "safetensors"), (pickle_stem, "bin"))]
+
+
 
 def diffusers_unet(values: dict) -> UNetConfig:
     """unet/config.json. `attention_head_dim` is the width of a head; the input transformer has eight, always."""

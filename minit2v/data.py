@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from .autoencoder import Autoencoder
 from .captions import caption
-from .video import write_whole
+from .files import write_whole
 from .world import Scene, render, sample_scene
 
 SHARD = 1000

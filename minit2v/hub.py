@@ -29,13 +29,12 @@ from typing import Callable, NamedTuple
 from huggingface_hub import HfApi, constants, try_to_load_from_cache, utils
 from huggingface_hub.file_download import are_symlinks_supported, http_get, repo_folder_name
 
+from minit2v.configfiles import DIFFUSERS_STEMS, MODELSCOPE_FILES, weight_names
+from minit2v.files import write_whole
+
 DEFAULT = "ali-vilab/text-to-video-ms-1.7b"
 RELEASED = json.loads((Path(__file__).parent / "released.json").read_text(encoding="utf-8"))
-DIFFUSERS = {"unet": ("diffusion_pytorch_model", "diffusion_pytorch_model"),      # stem of .safetensors, stem of .bin
-             "vae": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
-             "text_encoder": ("model", "pytorch_model")}
-MODELSCOPE = ("configuration.json", "text2video_pytorch_model.pth", "VQGAN_autoencoder.pth",
-              "open_clip_pytorch_model.bin")
+MODELSCOPE = ("configuration.json", *(name for _, name in MODELSCOPE_FILES.values()))
 OURS = ("config.json", "unet.safetensors", "autoencoder.safetensors", "text_encoder.safetensors")
 ID_PART = r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 PLAIN_PATH = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*", re.ASCII)         # one folder deep at most, never upwards
@@ -121,8 +120,8 @@ def choose(names: set[str], half: bool, read: Callable[[str], str], hub_id: str 
         if not isinstance(unet, list) or unet[-1:] != ["UNet3DConditionModel"]:
             raise ValueError(f"{hub_id!r} is another kind of model: its model_index.json has {unet!r} as unet, but it "
                              f"must be a UNet3DConditionModel; {DEFAULT!r} is one that fits")
-        weights = [name for part in DIFFUSERS for name in _choose_weights(part, names, half, read, hub_id)]
-        small = [name for name in names if name.split("/")[0] in (*DIFFUSERS, "tokenizer", "scheduler")
+        weights = [name for part in DIFFUSERS_STEMS for name in _choose_weights(part, names, half, read, hub_id)]
+        small = [name for name in names if name.split("/")[0] in (*DIFFUSERS_STEMS, "tokenizer", "scheduler")
                  and name.endswith((".json", ".txt", ".txt.gz")) and ".index." not in name]
         return ["model_index.json", *sorted(small), *weights]
     if names.issuperset(OURS):
@@ -137,20 +136,20 @@ def choose(names: set[str], half: bool, read: Callable[[str], str], hub_id: str 
 
 def _choose_weights(part: str, names: set[str], half: bool, read: Callable[[str], str], hub_id: str) -> list[str]:
     """One network in the diffusers layout: a single file, or an index and the shards that it lists."""
-    for variant in (".fp16", "") if half else ("", ".fp16"):
-        for stem, ending in zip(DIFFUSERS[part], ("safetensors", "bin")):
-            single, index = f"{part}/{stem}{variant}.{ending}", f"{part}/{stem}.{ending}.index{variant}.json"
-            if single in names:
-                return [single]
-            if index in names:
-                places = _parse(read(index)).get("weight_map")
-                shards = sorted({f"{part}/{shard}" for shard in places.values()}) if isinstance(places, dict) else []
-                if not shards or not names.issuperset(shards):
-                    raise ValueError(f"{hub_id!r} is not whole: {index} lists "
-                                     f"{', '.join(sorted(set(shards) - names)) or 'nothing'}, which is not there")
-                return [index, *shards]
-    raise ValueError(f"{hub_id!r} is not a whole model: in {part}/ there is neither {DIFFUSERS[part][0]}.safetensors "
-                     f"nor {DIFFUSERS[part][1]}.bin")
+    for options in weight_names(*DIFFUSERS_STEMS[part], half):
+        single, index = (f"{part}/{name}" for name in options)
+        if single in names:
+            return [single]
+        if index in names:
+            places = _parse(read(index)).get("weight_map")
+            shards = sorted({f"{part}/{shard}" for shard in places.values()}) if isinstance(places, dict) else []
+            if not shards or not names.issuperset(shards):
+                raise ValueError(f"{hub_id!r} is not whole: {index} lists "
+                                 f"{', '.join(sorted(set(shards) - names)) or 'nothing'}, which is not there")
+            return [index, *shards]
+    stem, pickle_stem = DIFFUSERS_STEMS[part]
+    raise ValueError(f"{hub_id!r} is not a whole model: in {part}/ there is neither {stem}.safetensors nor "
+                     f"{pickle_stem}.bin")
 
 
 def _check_id(hub_id: str) -> None:
@@ -268,9 +267,8 @@ def _write_ref(ref: Path, commit: str) -> None:
     """Notes which commit is the current one; at the end, so that without a connection it is a whole one."""
     if not ref.is_file() or ref.read_text() != commit:
         ref.parent.mkdir(parents=True, exist_ok=True)
-        temporary = ref.with_name(f".main.{os.getpid()}.part")       # video.write_whole would have to wait for torch
-        temporary.write_text(commit)
-        os.replace(temporary, ref)
+        with write_whole(ref) as temporary:
+            temporary.write_text(commit)
 
 
 def _fault(path: Path, file: File) -> str | None:

@@ -217,10 +217,9 @@ def _open_diffusers(folder: Path, half: bool) -> tuple[ModelConfig, dict]:
     config = ModelConfig(folder.resolve().name, autoencoder, text, setting(unet_file, configfiles.diffusers_unet),
                          setting(folder / "scheduler" / "scheduler_config.json", configfiles.diffusers_process),
                          height=height * autoencoder.downscale, width=width * autoencoder.downscale)
-    stem = "diffusion_pytorch_model"
-    return config, {"unet": find_weights(folder / "unet", stem, stem, half),
-                    "autoencoder": find_weights(folder / "vae", stem, stem, half),
-                    "text_encoder": find_weights(folder / "text_encoder", "model", "pytorch_model", half)}
+    places = {"unet": "unet", "autoencoder": "vae", "text_encoder": "text_encoder"}
+    return config, {name: find_weights(folder / place, *configfiles.DIFFUSERS_STEMS[place], half)
+                    for name, place in places.items()}
 
 
 def _open_modelscope(folder: Path, half: bool) -> tuple[ModelConfig, dict]:
@@ -250,16 +249,14 @@ def _open_modelscope(folder: Path, half: bool) -> tuple[ModelConfig, dict]:
 def find_weights(folder: Path, stem: str, pickle_stem: str, half: bool) -> list[Path]:
     """The files of one network in the diffusers layout: one, or the shards that an index lists.
 
-    The number type comes first (float16 files where `half`, and where there are any), then safetensors before
-    pickles. Raises FileNotFoundError if there is none, or a shard is missing; ValueError for a bad index.
+    Which is taken, if there are several, says `configfiles.weight_names`. Raises FileNotFoundError if there is none,
+    or a shard is missing; ValueError for a bad index.
     """
-    for variant in (".fp16", "") if half else ("", ".fp16"):
-        for name, ending in ((stem, "safetensors"), (pickle_stem, "bin")):
-            whole, index = folder / f"{name}{variant}.{ending}", folder / f"{name}.{ending}.index{variant}.json"
-            if whole.is_file():
-                return [whole]
-            if index.is_file():
-                return _shards(index)
+    for whole, index in configfiles.weight_names(stem, pickle_stem, half):
+        if (folder / whole).is_file():
+            return [folder / whole]
+        if (folder / index).is_file():
+            return _shards(folder / index)
     raise FileNotFoundError(f"there are no weights in {str(folder)!r}: neither {stem}.safetensors nor "
                             f"{pickle_stem}.bin, nor an index of shards; copy the whole folder, or download it again")
 

@@ -29,6 +29,7 @@ from minit2v import captions, layouts, samplers, video
 from minit2v.autoencoder import Autoencoder
 from minit2v.config import ModelConfig
 from minit2v.diffusion import Process, draw_noise, guided_denoiser
+from minit2v.files import write_whole
 from minit2v.layouts import NETWORKS, networks  # noqa: F401  (networks: to make a model that has learnt nothing)
 from minit2v.text import WEIGHTS, TextEncoder, Tokenizer
 from minit2v.unet import UNet
@@ -139,15 +140,15 @@ class TextToVideo:
         folder.mkdir(parents=True, exist_ok=True)
         config = self.config
         with ExitStack() as renames:                             # leaves in reverse: the first entered is renamed last
-            config_file = renames.enter_context(video.write_whole(folder / "config.json"))
+            config_file = renames.enter_context(write_whole(folder / "config.json"))
             if config.text.merges is not None:
                 merges = WEIGHTS / config.text.merges                # an absolute path stays what it is
                 config = replace(config, text=replace(config.text, merges=merges.name))
-                shutil.copyfile(merges, renames.enter_context(video.write_whole(folder / merges.name)))
+                shutil.copyfile(merges, renames.enter_context(write_whole(folder / merges.name)))
             for name in NETWORKS:
                 tensors = {key: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
                            for key, tensor in getattr(self, name).state_dict().items()}
-                save_file(tensors, renames.enter_context(video.write_whole(folder / f"{name}.safetensors")))
+                save_file(tensors, renames.enter_context(write_whole(folder / f"{name}.safetensors")))
             config_file.write_text(config.to_json() + "\n", encoding="utf-8")
         return folder
 

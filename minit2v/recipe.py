@@ -25,11 +25,12 @@ from .captions import caption, caption_words
 from .config import ModelConfig, mini
 from .data import Clips, encode_world, scenes_of, to_model
 from .diffusion import Process, denoising_loss
+from .files import write_whole
+from .metrics import accuracy
 from .pipeline import load
 from .text import ContrastiveText, TextEncoder, Tokenizer, learn_merges, write_merges
 from .training import Plan, fit
 from .unet import UNet
-from .video import write_whole
 from .world import Scene, combinations, render, sample_scene, sample_thing
 
 STAGES = ("autoencoder", "text", "image", "video")
@@ -206,15 +207,12 @@ def score(folder: Path, count: int = 32, every: int = 1) -> dict[str, float]:
 
     every: the model knows clips of every `every`-th frame, and makes such.
     """
-    from .referee import agrees, read
-
     pipe, rng = load(folder), random.Random("score")
     scenes = [sample_scene(rng, 1) for _ in range(count)]
     prompts = [caption(scene, rng, "en") for scene in scenes]
     clips = pipe(prompts, num_inference_steps=12, sampler="dpm++", seed=list(range(count)), progress=False,
                  num_frames=pipe.config.num_frames // every)
-    found = [agrees(read(clip, pipe.config.fps / every), scene) for clip, scene in zip(clips, scenes)]
-    return {name: sum(f[name] for f in found) / count for name in ("colour", "shape", "motion", "all")}
+    return accuracy(clips, scenes, fps=pipe.config.fps / every)
 
 
 def _clips(config: ModelConfig, out: Path, levels: tuple[int, ...], progress: bool = True,

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from .files import write_whole
 from .muon import Muon, split
-from .video import write_whole
 
 
 @dataclass(frozen=True)

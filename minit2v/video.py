@@ -24,6 +24,8 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from minit2v.files import write_whole
+
 ENDINGS = (".mp4", ".gif", ".webp", ".png")
 IMAGE_DESCRIPTION = 0x010E                                            # the Exif tag in which webp keeps the settings
 
@@ -149,17 +151,6 @@ def check_path(path: str | os.PathLike) -> Path:
         raise PermissionError(f"cannot save {str(path)!r}: the folder {str(path.parent)!r} may not be written to; "
                               "choose another one")
     return path
-
-
-@contextmanager
-def write_whole(path: Path):
-    """Gives a temporary name beside `path`; renames it to `path` when all went well, removes it otherwise."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _write_mp4(frames: np.ndarray, path: Path, fps: float, note: str) -> None:

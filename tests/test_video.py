@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from minit2v import video
+from minit2v.files import write_whole
 
 SETTINGS = {"prompt": "一个红色的圆", "seed": 3, "guidance_scale": 9.0}
 
@@ -161,7 +162,7 @@ def test_nothing_half_written_is_left(tmp_path):
     with pytest.raises(TypeError):
         video.save(moving_bar(), tmp_path / "clip.gif", settings={"seed": object()})            # JSON cannot hold it
     with pytest.raises(RuntimeError, match="half way"):
-        with video.write_whole(old) as temporary:
+        with write_whole(old) as temporary:
             temporary.write_bytes(b"half")
             raise RuntimeError("half way")
     assert [p.name for p in tmp_path.iterdir()] == ["clip.mp4"]

@@ -27,7 +27,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from minit2v.course import syllabus
-from minit2v.video import write_whole
+from minit2v.files import write_whole
 
 CHECKED = "nbval-check-output"                      # nbval compares the output of cells with this tag
 STUB_TAGS = ["raises-exception", CHECKED]
