@@ -6,10 +6,12 @@ number, because scenes are drawn with a generator seeded by these two. Captions 
 clip is used, in English or in Chinese.
 """
 
+import hashlib
 import random
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -38,12 +40,14 @@ def encode_world(folder: str | Path, autoencoder: Autoencoder, shards: dict[int,
                  progress: bool = True) -> None:
     """Writes shards into `folder`: `shards` says how many of each level, {1: 12, 2: 8, 3: 2} for 22,000 clips.
 
-    A shard that is there already is left alone, so an interrupted run goes on where it stopped.
+    A shard that is there already is left alone, so an interrupted run goes on where it stopped. But one that was
+    made by another encoder, or of another world, is made anew.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    made_of = fingerprint(autoencoder)
     todo = [(level, k) for level, count in shards.items() for k in range(count)
-            if not _file(folder, level, k).exists()]
+            if _made_of(_file(folder, level, k)) != made_of]
     bar = tqdm(total=len(todo) * SHARD, desc="rendering and encoding clips", unit="clip",
                disable=not (progress and todo))
     for level, k in todo:
@@ -54,8 +58,27 @@ def encode_world(folder: str | Path, autoencoder: Autoencoder, shards: dict[int,
             bar.update(batch)
         path = _file(folder, level, k)
         with write_whole(path) as part:
-            save_file({"latents": torch.cat(latents).contiguous()}, part)
+            save_file({"latents": torch.cat(latents).contiguous()}, part, metadata={"made_of": made_of})
     bar.close()
+
+
+def fingerprint(autoencoder: Autoencoder) -> str:
+    """16 hexadecimal digits that change with what latents follow from: the encoder's weights, and the drawing."""
+    digest = hashlib.sha256(str(autoencoder.config.scaling_factor).encode())
+    for name, value in sorted(autoencoder.state_dict().items()):
+        if not name.startswith(("decoder", "post_quant_conv")):
+            digest.update(value.float().cpu().numpy().tobytes())
+    digest.update(render(scenes_of(3, 0, 4), num_frames=2, fps=1.0).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _made_of(path: Path) -> str | None:
+    """The fingerprint that a shard carries; None if there is no shard, or none that can be read."""
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("made_of")
+    except (OSError, SafetensorError):
+        return None
 
 
 def _file(folder: Path, level: int, shard: int) -> Path:

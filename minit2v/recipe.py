@@ -40,6 +40,9 @@ PLANS = {
     "image": Plan(steps=1100, batch=128, lr=3e-3, final_lr=0.3, ema=0.995),
     "video": Plan(steps=8000, batch=16, lr=3e-3, ema=0.998),
 }
+NEEDS = {"autoencoder": (), "text": ("autoencoder",), "image": ("autoencoder", "text_encoder"),
+         "video": ("autoencoder", "text_encoder", "unet")}
+MADE_BY = {"autoencoder": "autoencoder", "text_encoder": "text", "unet": "image"}
 SHARDS = {1: 12, 2: 6, 3: 4}             # thousands of clips of each level; the UNet does not see the third
 KL_WEIGHT = 1.0                          # of the autoencoder; see train_autoencoder
 DROP_CAPTION = 0.1                       # share of empty captions: what guidance compares with (Ho & Salimans 2022)
@@ -272,6 +275,10 @@ def main_train(args) -> int:
     for stage in STAGES if args.stage == "all" else (args.stage,):
         saved = out / "config.json"
         config = ModelConfig.from_json(saved.read_text(encoding="utf-8")) if saved.exists() else mini()
+        for part in NEEDS[stage]:
+            if not (out / f"{part}.safetensors").exists():
+                raise FileNotFoundError(f"{out / part}.safetensors is missing, and stage {stage!r} starts from it. "
+                                        f"First: minit2v train --stage {MADE_BY[part]} --out {out}")
         plan = PLANS[stage] if args.steps is None else replace(PLANS[stage], steps=args.steps)
         runs[stage](config, out, plan, autocast=torch.bfloat16 if args.dtype == "bfloat16" else None)
         print(f"{stage}: the weights are in {out}, the log and the checkpoint in {out / 'runs' / stage}")

@@ -21,12 +21,18 @@ class Corners:
 
     breaks_after: int = 10 ** 9
     calls: int = 0
+    weight: float = 1.0
+    decoder: float = 1.0
+    config = AutoencoderConfig()
+
+    def state_dict(self):
+        return {"encoder.weight": torch.tensor([self.weight]), "decoder.weight": torch.tensor([self.decoder])}
 
     def encode(self, clips):
         self.calls += 1
         if self.calls > self.breaks_after:
             raise KeyboardInterrupt
-        corner = clips[..., :8, :8].mean(dim=(-1, -2), keepdim=True)                   # (N, 3, F, 1, 1)
+        corner = self.weight * clips[..., :8, :8].mean(dim=(-1, -2), keepdim=True)                   # (N, 3, F, 1, 1)
         return torch.cat([corner, clips.mean(dim=(1, 3, 4), keepdim=True)], dim=1)     # (N, 4, F, 1, 1)
 
 
@@ -107,8 +113,25 @@ def test_an_interrupted_encoding_goes_on_where_it_stopped(tmp_path, shards_of_ei
     assert torch.equal(Clips(tmp_path, {1: 3}).latents, Clips(whole, {1: 3}).latents)
 
 
+def test_shards_of_another_encoder_or_world_are_made_anew(tmp_path, shards_of_eight, monkeypatch):
+    encoded(tmp_path, {1: 2})
+    old = Clips(tmp_path, {1: 2}).latents
+    encode_world(tmp_path, Corners(breaks_after=0, decoder=2.0), {1: 2}, progress=False)      # same encoder: kept
+    encode_world(tmp_path, Corners(weight=2.0), {1: 2}, progress=False)
+    assert torch.allclose(Clips(tmp_path, {1: 2}).latents[:, :3].float(), 2 * old[:, :3].float(), atol=1e-2)
+
+    encoded(tmp_path, {1: 2})
+    monkeypatch.setattr(data, "render", lambda scenes, **how: 255 - render(scenes, **how))    # the world has changed
+    encoded(tmp_path, {1: 2})
+    assert torch.allclose(Clips(tmp_path, {1: 2}).latents.float(), -old.float(), atol=1e-2)
+
+    (tmp_path / "level1_001.safetensors").write_bytes(b"torn")
+    encoded(tmp_path, {1: 2})
+    assert len(Clips(tmp_path, {1: 2})) == 16
+
+
 def test_a_shard_is_written_whole_or_not_at_all(tmp_path, shards_of_eight, monkeypatch):
-    def fills_up(tensors, path):
+    def fills_up(tensors, path, metadata):
         path.write_bytes(b"half a shard")
         raise OSError("No space left on device")
 

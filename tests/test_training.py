@@ -394,6 +394,8 @@ def test_four_stages_make_a_model_that_generates(tmp_path, monkeypatch):
     monkeypatch.setattr(recipe, "score", partial(recipe.score, count=1))
     monkeypatch.setitem(recipe.PLANS, "autoencoder", small)
 
+    with pytest.raises(FileNotFoundError, match=r"--stage autoencoder"):
+        recipe.main_train(SimpleNamespace(out=tmp_path, stage="image", steps=1, threads=None, dtype="float32"))
     (tmp_path / "config.json").write_text(TINY.to_json(), encoding="utf-8")
     recipe.main_train(SimpleNamespace(out=tmp_path, stage="autoencoder", steps=1, threads=None, dtype="float32"))
     assert read_log(tmp_path / "runs" / "autoencoder")[-1]["step"] == 1
