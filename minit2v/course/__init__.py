@@ -1,4 +1,4 @@
-"""What only the notebooks need: pictures, the syllabus, and the build that makes notebooks out of text.
+"""What only the notebooks need: pictures, the exercises, the syllabus, and the build that makes notebooks out of text.
 
 The model never imports this package; the chapters import it from their first cell on.
 """
@@ -7,6 +7,10 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 
 import minit2v
+
+from .learner import check, hint, progress, solution, task
+
+__all__ = ["check", "hint", "progress", "solution", "task", "versions"]
 
 
 def versions() -> str:

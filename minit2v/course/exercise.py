@@ -1,0 +1,377 @@
+"""What an exercise is, and how a hand-in is judged.
+
+A hand-in is a function, a class or an answer. `judge` puts it through stages and stops at the first that fails:
+
+    it exists · it is the learner's own · its signature · it runs · type and shape · values · precision · gradients
+
+What is right is said by an *oracle* that owes nothing to the solution: another route through torch, a formula in
+einsum, frozen numbers; in float64. Each exercise also knows *named mistakes*, wrong versions written out. When the
+values are wrong and a named mistake gives the very same ones, the learner is told which mistake it was.
+"""
+
+import copy
+import difflib
+import importlib
+import inspect
+import pkgutil
+import random
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+RIGHT, WRONG, ERROR, OPEN = "right", "wrong", "error in your code", "not attempted"
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A wrong version: a function or class that behaves like it, or, in an explore exercise, the wrong answer."""
+
+    name: str
+    wrong: Any
+    message: str                                    # which mistake it is, and where to read; never the missing line
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One exercise: what is asked for, what is right, and what goes wrong.
+
+    name: "07.frame_conv". target: the name in the notebook that is handed in. kind: build, repair or explore.
+    cases: seed -> the arguments to call it with, a list of tuples; tensors in float64.
+    oracle: what is right for such arguments. Of a class: oracle(state, *arguments), with the state of `parameters`.
+    init, parameters: of a class that is a torch module, the arguments of its constructor, and {name: shape}.
+    call: how a hand-in is run, if not plainly: call(hand_in, *arguments). May return tuples and dicts of results.
+    options: explore only: rng -> what the question depends on; `oracle` is called with these and gives the answer.
+    """
+
+    name: str
+    target: str
+    kind: str
+    title: str
+    minutes: int
+    oracle: Callable
+    mistakes: tuple[Mistake, ...]
+    hints: tuple[Any, ...]                          # text, or a function that makes a picture
+    cases: Callable[[int], list[tuple]] | None = None
+    points: int = 2
+    level: int = 1                                  # difficulty, 1 to 3
+    init: tuple | None = None
+    parameters: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    call: Callable | None = None
+    options: Callable[[random.Random], dict] | None = None
+    tolerance: float = 1e-6                         # relative to the largest right value
+    gradients: bool = False                         # compare them too, of inputs and parameters
+    forbidden: tuple[str, ...] = ()                 # names that would do the whole work
+    celebrate: Callable | None = None               # hand_in -> a picture of what now works
+
+    @property
+    def chapter(self) -> int:
+        return int(self.name[:2])
+
+
+@dataclass
+class Result:
+    """What came of a check. True when it is right."""
+
+    exercise: Exercise
+    outcome: str
+    message: str
+    mistake: str | None = None
+    picture: Any = None
+
+    def __bool__(self) -> bool:
+        return self.outcome == RIGHT
+
+    @property
+    def points(self) -> int:
+        return self.exercise.points if self else 0
+
+
+@cache
+def exercises() -> dict[str, Exercise]:
+    """Every exercise of the course by name, in order: those of minit2v/course/exercises/cNN.py."""
+    from minit2v.course import exercises as package
+
+    names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+    found = [e for name in names for e in importlib.import_module(f"{package.__name__}.{name}").EXERCISES]
+    return {e.name: e for e in found}
+
+
+def find(name: str) -> Exercise:
+    """The exercise of that name. Raises KeyError, naming the nearest one."""
+    if name not in exercises():
+        near = difflib.get_close_matches(name, exercises(), n=1, cutoff=0.0)
+        raise KeyError(f"there is no exercise {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    return exercises()[name]
+
+
+def judge(exercise: Exercise, handed_in: Any, seed: int = 0) -> Result:
+    """Puts a hand-in through the stages. Never raises for what the hand-in does, unless it ends the process."""
+    def wrong(message: str, mistake: str | None = None) -> Result:
+        return Result(exercise, WRONG, message, mistake)
+
+    if handed_in is None or handed_in is ...:
+        return Result(exercise, OPEN, f"Nothing here yet: `{exercise.target}` is your turn.")
+    if exercise.kind == "explore":
+        return _judge_answer(exercise, handed_in, seed)
+    if refusal := _refuse(exercise, handed_in):
+        return wrong(refusal)
+    cases = exercise.cases(seed)
+    for number, case in enumerate(cases):
+        right = _run(exercise, None, case)
+        kept = copy.deepcopy(case)
+        try:
+            got = _run(exercise, handed_in, case)
+        except NotImplementedError:
+            return Result(exercise, OPEN, f"`{exercise.target}` still raises NotImplementedError: your turn.")
+        except _Parameters as error:
+            named = _named_mistake(exercise, handed_in, cases)
+            return wrong(named.message, named.name) if named else wrong(str(error))
+        except Exception as error:
+            named = _named_mistake(exercise, handed_in, cases)
+            return (wrong(named.message, named.name) if named
+                    else Result(exercise, ERROR, _where(error, exercise, case)))
+        difference = _compare(got, right, exercise.tolerance)
+        if difference:
+            named = _named_mistake(exercise, handed_in, cases)
+            return wrong(named.message, named.name) if named else wrong(f"{difference} (Case {number + 1}: "
+                                                                       f"{_describe(case)}.)")
+        if _compare(case, kept, 0):
+            return wrong(f"The result is right, but `{exercise.target}` has changed its input on the way. Whoever "
+                         f"called it may still need that. Look for `+=`, `*=`, names ending in `_`, and `x[...] =`.")
+    try:
+        return (wrong(found) if (found := _precision(exercise, handed_in, cases[0]) or _slopes(exercise, handed_in,
+                                                                                              cases[0]))
+                else Result(exercise, RIGHT, "Right."))
+    except Exception as error:
+        return Result(exercise, ERROR, _where(error, exercise, cases[0]))
+
+
+def _judge_answer(exercise: Exercise, answer: Any, seed: int) -> Result:
+    options = exercise.options(random.Random(f"{exercise.name} {seed}")) if exercise.options else {}
+    right = exercise.oracle(**options)
+    if not isinstance(answer, type(right)) and not (isinstance(right, float) and isinstance(answer, int)):
+        return Result(exercise, WRONG, f"The answer should be {_kind(right)}; yours is {_kind(answer)}.")
+    if not _compare(answer, right, exercise.tolerance):
+        return Result(exercise, RIGHT, "Right.")
+    for mistake in exercise.mistakes:
+        value = mistake.wrong(**options) if callable(mistake.wrong) else mistake.wrong
+        if not _compare(answer, value, exercise.tolerance) and _compare(right, value, exercise.tolerance):
+            return Result(exercise, WRONG, mistake.message, mistake.name)
+    return Result(exercise, WRONG, f"{answer!r} is not it. Run the cell above once more and look at what it prints.")
+
+
+def _refuse(exercise: Exercise, handed_in: Any) -> str | None:
+    """Why this cannot be judged at all: not callable, the package's own, a short cut, the wrong signature."""
+    a_class = exercise.init is not None
+    if inspect.isclass(handed_in) != a_class or not callable(handed_in):
+        return (f"`{exercise.target}` should be a {'class' if a_class else 'function'}; this is {_kind(handed_in)}."
+                + (" Hand in the class itself, without brackets." if a_class and isinstance(handed_in, nn.Module)
+                   else ""))
+    own = [kind for kind in (inspect.getmro(handed_in) if a_class else (inspect.unwrap(handed_in),))
+           if (kind.__module__ or "").startswith("minit2v.")
+           and not kind.__module__.startswith("minit2v.course.exercises.")]
+    if own:
+        return f"This is `{own[0].__name__}` of the package itself. It is right, but it is not yours."
+    used = _names(handed_in) & set(exercise.forbidden)
+    if used:
+        return f"`{sorted(used)[0]}` does the whole work of this exercise. Write out what it does."
+    expected = list(inspect.signature(exercise.mistakes[0].wrong).parameters)      # of which each has the right one
+    try:
+        given = list(inspect.signature(handed_in).parameters)
+    except (TypeError, ValueError):
+        return None
+    if given[:len(expected)] != expected:
+        return f"`{exercise.target}` should take ({', '.join(expected)}); yours takes ({', '.join(given)})."
+    return None
+
+
+def _names(handed_in: Any) -> set[str]:
+    """Every global name and attribute that the code of a function, or of a class's methods, uses."""
+    codes = [getattr(part, "__code__", None) for part in
+             (vars(handed_in).values() if inspect.isclass(handed_in) else (handed_in,))]
+    codes, found = [code for code in codes if code], set()
+    while codes:
+        code = codes.pop()
+        found |= set(code.co_names)
+        codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return found
+
+
+class _Parameters(Exception):
+    """A module's parameters have other names or shapes than those asked for."""
+
+
+def _run(exercise: Exercise, handed_in: Any, case: tuple, dtype: torch.dtype = torch.float64) -> Any:
+    """What the hand-in makes of a case; without one, what the oracle does."""
+    if exercise.init is None:
+        if handed_in is None:
+            return exercise.oracle(*case)
+        return exercise.call(handed_in, *case) if exercise.call else handed_in(*case)
+    state = _state(exercise, dtype)
+    if handed_in is None:
+        return exercise.oracle(state, *case)
+    module = _fill(exercise, handed_in(*exercise.init), state)
+    return exercise.call(module, *case) if exercise.call else module(*case)
+
+
+def _state(exercise: Exercise, dtype: torch.dtype) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(len(exercise.name))
+    return {name: torch.randn(shape, generator=generator, dtype=torch.float64).div(max(1, shape[-1]) ** 0.5).to(dtype)
+            for name, shape in exercise.parameters.items()}
+
+
+def _fill(exercise: Exercise, module: nn.Module, state: dict[str, Tensor]) -> nn.Module:
+    """Loads the state strictly, after saying in plain words what does not fit."""
+    if not isinstance(module, nn.Module):
+        raise _Parameters(f"`{exercise.target}` should be a torch.nn.Module: let the class inherit from it.")
+    there = {name: tuple(p.shape) for name, p in module.state_dict().items()}
+    missing = [name for name in state if name not in there]
+    extra = [name for name in there if name not in state]
+    if missing:
+        raise _Parameters(f"The module has no parameter `{missing[0]}`, {tuple(state[missing[0]].shape)}. It has "
+                          f"{', '.join(f'`{name}`' for name in there) or 'none'}. Weights are loaded by these names.")
+    if extra:
+        raise _Parameters(f"The module has a parameter more than asked for: `{extra[0]}`, {there[extra[0]]}.")
+    for name, value in state.items():
+        if there[name] != tuple(value.shape):
+            raise _Parameters(f"`{name}` should have the shape {tuple(value.shape)}; yours has {there[name]}.")
+    module = module.to(next(iter(state.values())).dtype) if state else module.double()
+    module.load_state_dict({name: value.clone() for name, value in state.items()})
+    return module
+
+
+def _named_mistake(exercise: Exercise, handed_in: Any, cases: list[tuple]) -> Mistake | None:
+    """The named mistake that does on every case what the hand-in does, be it a value or the same error."""
+    mine = [_attempt(exercise, handed_in, case) for case in cases]
+    for mistake in exercise.mistakes:
+        if all(_same(a, _attempt(exercise, mistake.wrong, case), exercise.tolerance)
+               for a, case in zip(mine, cases, strict=True)):
+            return mistake
+    return None
+
+
+def _attempt(exercise: Exercise, handed_in: Any, case: tuple) -> Any:
+    try:
+        return _run(exercise, handed_in, copy.deepcopy(case))
+    except Exception as error:
+        return error
+
+
+def _same(a: Any, b: Any, tolerance: float) -> bool:
+    if isinstance(a, Exception) or isinstance(b, Exception):
+        return type(a) is type(b) and str(a) == str(b)
+    return not _compare(a, b, tolerance)
+
+
+def _compare(got: Any, right: Any, tolerance: float, what: str = "The result") -> str | None:
+    """None if equal; otherwise, in words, how they differ."""
+    if isinstance(right, (tuple, list)):
+        if not isinstance(got, (tuple, list)) or len(got) != len(right):
+            return f"{what} should be {len(right)} things in a {type(right).__name__}; yours is {_kind(got)}."
+        parts = [(f"{what}, part {i + 1},", a, b) for i, (a, b) in enumerate(zip(got, right))]
+    elif isinstance(right, dict):
+        if not isinstance(got, dict) or list(got) != list(right):
+            return f"{what} should be a dict of {', '.join(map(repr, right))}; yours is {_kind(got)}."
+        parts = [(f"{what}, {key}," if what == "The result" else f"{what} {key},", got[key], right[key])
+                 for key in right]
+    elif isinstance(right, Tensor):
+        return _compare_tensors(got, right, tolerance, what)
+    elif isinstance(right, float):
+        if isinstance(got, Tensor) and got.numel() == 1:
+            got = got.item()
+        if isinstance(got, bool) or not isinstance(got, (int, float)):
+            return f"{what} should be a number; yours is {_kind(got)}."
+        near = abs(got - right) <= tolerance * max(1e-12, abs(right))
+        return None if near else f"{what} is {got:.6g}, and that is not right."
+    else:
+        return None if type(got) is type(right) and got == right else f"{what} is {got!r}, and that is not right."
+    return next((found for name, a, b in parts if (found := _compare(a, b, tolerance, name))), None)
+
+
+def _compare_tensors(got: Any, right: Tensor, tolerance: float, what: str) -> str | None:
+    if not isinstance(got, Tensor):
+        return f"{what} should be a tensor of shape {tuple(right.shape)}; yours is {_kind(got)}."
+    if got.shape != right.shape:
+        return f"{what} should have the shape {tuple(right.shape)}; yours has {tuple(got.shape)}."
+    if got.is_floating_point() != right.is_floating_point():
+        return f"{what} should be of type {right.dtype}; yours is {got.dtype}."
+    if right.numel() == 0:
+        return None
+    a, b = got.detach().double(), right.detach().double()
+    near = ((a - b).abs() <= tolerance * max(b.abs().max().item(), 1e-12)) | (a == b)
+    if near.all():
+        return None
+    place = tuple(i.item() for i in (~near).nonzero()[0])
+    nan = f", and {100 * (~a.isfinite()).double().mean().item():.0f} % are not even numbers" * (not a.isfinite().all())
+    return (f"{what} has the right shape, and {100 * near.double().mean().item():.0f} % of its values are right{nan}; "
+            f"the first wrong one is at {place}: {a[place].item():.5g}.")
+
+
+def _precision(exercise: Exercise, handed_in: Any, case: tuple) -> str | None:
+    """The same in float32: what comes out must have the precision of what went in."""
+    if not any(isinstance(a, Tensor) and a.dtype == torch.float64 for a in case):
+        return None
+    single = tuple(a.float() if isinstance(a, Tensor) and a.dtype == torch.float64 else a for a in case)
+    got, right = (_run(exercise, which, single, torch.float32) for which in (handed_in, None))
+    if isinstance(got, Tensor) and isinstance(right, Tensor) and got.dtype != right.dtype:
+        return (f"Of float32 your `{exercise.target}` makes {got.dtype}; it should be {right.dtype}. A tensor that you "
+                f"make inside takes its dtype (and its device) from the input.")
+    return None
+
+
+def _slopes(exercise: Exercise, handed_in: Any, case: tuple) -> str | None:
+    """The gradients of the inputs, through the hand-in and through the oracle."""
+    if not exercise.gradients:
+        return None
+    found = []
+    for which in (handed_in, None):
+        leaves = tuple(a.detach().clone().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a
+                       for a in case)
+        output = _run(exercise, which, leaves)
+        total = sum((part * torch.linspace(0.5, 1.5, part.numel(), dtype=part.dtype).view_as(part)).sum()
+                    for part in _tensors(output))
+        if not total.requires_grad:
+            return ("The values are right, but no gradient comes through: nothing would learn. Look for `.detach()`, "
+                    "`.item()`, `.data`, `torch.no_grad()`, or a new tensor made of numbers.")
+        total.backward()
+        found.append([torch.zeros_like(a) if a.grad is None else a.grad
+                      for a in leaves if isinstance(a, Tensor) and a.is_floating_point()])
+    different = _compare(found[0], found[1], 100 * exercise.tolerance, "The gradient")
+    return f"The values are right, but not the gradients. {different}" if different else None
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    if isinstance(output, Tensor):
+        return [output] if output.is_floating_point() else []
+    parts = output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else ()
+    return [tensor for part in parts for tensor in _tensors(part)]
+
+
+def _where(error: Exception, exercise: Exercise, case: tuple) -> str:
+    """An error in the learner's code, with the line of theirs that it came from."""
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__)
+             if Path(frame.filename).resolve() != Path(__file__).resolve() and "site-packages" not in frame.filename]
+    line = f" in the line `{lines[-1].line}`" if lines and lines[-1].line else ""
+    return f"{type(error).__name__}{line}: {error}\n(It was called with {_describe(case)}.)"
+
+
+def _describe(case: tuple) -> str:
+    return ", ".join(f"a tensor {tuple(a.shape)}" if isinstance(a, Tensor) else f"a {type(a).__name__}"
+                     if callable(a) or isinstance(a, (dict, list, tuple)) else repr(a) for a in case) or "nothing"
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if inspect.isclass(value):
+        return f"the class {value.__name__}"
+    if inspect.isfunction(value):
+        return f"the function {value.__name__}"
+    return f"of type {type(value).__name__}"

@@ -1,0 +1,251 @@
+"""Every exercise: its stub is open, its solution right, and each named mistake is told by its own message."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from minit2v.course import exercise as judging
+from minit2v.course import learner
+from minit2v.course.exercise import ERROR, OPEN, RIGHT, WRONG, Exercise, Mistake, judge
+from minit2v.course.handin import take
+from minit2v.course.syllabus import CHAPTERS
+
+pytest.importorskip("jupytext")
+from minit2v.course import build  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = {chapter.number: chapter.name for chapter in CHAPTERS}
+EXERCISES = list(judging.exercises().values())
+each = pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e.name)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """No test writes into the home of whoever runs it."""
+    monkeypatch.setenv("MINIT2V_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("MINIT2V_STUDENT", raising=False)
+
+
+def notebook(kind: str, exercise: Exercise) -> Path:
+    return ROOT / kind / f"{NAMES[exercise.chapter]}.ipynb"
+
+
+def wrong_value(exercise: Exercise, mistake: Mistake):
+    options = learner.task(exercise.name)
+    return mistake.wrong(**options) if exercise.kind == "explore" and callable(mistake.wrong) else mistake.wrong
+
+
+@each
+def test_the_solution_is_right_and_the_stub_is_open(exercise):
+    solved = judge(exercise, take([notebook("solutions", exercise)], exercise.target))
+    assert solved.outcome == RIGHT, solved.message
+    assert solved.points == exercise.points
+    stub = judge(exercise, take([notebook("exercises", exercise)], exercise.target))
+    assert stub.outcome == OPEN and stub.points == 0
+    if exercise.celebrate:
+        assert exercise.celebrate(take([notebook("solutions", exercise)], exercise.target)).png
+
+
+@each
+def test_each_named_mistake_is_told(exercise):
+    assert len(exercise.mistakes) >= (1 if exercise.kind == "explore" else 3)
+    messages = [mistake.message for mistake in exercise.mistakes]
+    assert len(set(messages)) == len(messages) and all(len(message.split()) >= 5 for message in messages)
+    for mistake in exercise.mistakes:
+        result = judge(exercise, wrong_value(exercise, mistake))
+        assert (result.outcome, result.mistake, result.message) == (WRONG, mistake.name, mistake.message)
+
+
+@each
+def test_messages_and_hints_do_not_give_the_line_away(exercise):
+    code = build_solutions()[exercise.name]["code"]
+    lines = [line.strip() for line in code.splitlines() if len(line.strip()) > 12
+             and not line.strip().startswith(("def ", "class ", '"""', "#", "return x", "super()", "import", "from"))]
+    said = " ".join([mistake.message for mistake in exercise.mistakes]
+                    + [hint for hint in exercise.hints if isinstance(hint, str)])
+    given_away = [line for line in lines if line.removeprefix("return ") in said]
+    assert lines and given_away == []
+    assert build_solutions()[exercise.name]["why"], "explain the solution in a cell tagged `solution`"
+
+
+def build_solutions():
+    import json
+
+    return json.loads(build.solved(ROOT))
+
+
+def test_there_are_enough_and_they_are_announced(capsys):
+    chapters = {e.chapter for e in EXERCISES}
+    mistakes = sum(len(e.mistakes) for e in EXERCISES)
+    with capsys.disabled():
+        print(f"\nexercises: {len(EXERCISES)} in {len(chapters)} chapters, {mistakes} named mistakes, "
+              f"{sum(e.points for e in EXERCISES)} points")
+    for number in chapters:
+        mine = [e for e in EXERCISES if e.chapter == number]
+        assert 3 <= len(mine) <= 5
+        assert {"build", "repair", "explore"} <= {e.kind for e in mine}
+        text = (ROOT / "exercises" / f"{NAMES[number]}.ipynb").read_text(encoding="utf-8")
+        assert all(f"## {e.name} · {e.title}" in text and f"{e.minutes} minutes" in text for e in mine)
+        assert len({e.target for e in mine}) == len(mine)
+    assert all(e.kind in ("build", "repair", "explore") and e.level in (1, 2, 3) and e.hints for e in EXERCISES)
+
+
+# --- the stages, on an exercise made here ---
+
+def double(x, times):
+    return x * times
+
+
+def halved(x, times):
+    return x / times
+
+
+class Line(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x):
+        return x * self.weight
+
+
+class LineTurned(Line):
+    def forward(self, x):
+        return -x * self.weight
+
+
+FUNCTION = Exercise("01.double", "double", "build", "Double", 5, double, (Mistake("half", halved, "You divide."),),
+                    ("Think.",), cases=lambda seed: [(torch.arange(6.0, dtype=torch.float64).view(2, 3) + 1, 2.0)],
+                    gradients=True, forbidden=("mul",))
+MODULE = Exercise("01.line", "Line", "build", "Line", 5, lambda state, x: torch.einsum("ni,i->ni", x, state["weight"]),
+                  (Mistake("turned", LineTurned, "The sign."),), ("Think.",), init=(3,), parameters={"weight": (3,)},
+                  cases=lambda seed: [(torch.ones(2, 3, dtype=torch.float64),)], gradients=True)
+
+
+def spoil(x, times):
+    x *= times
+    return x
+
+
+def late(x, times):
+    out = x * times
+    out[1, 1] = 0
+    return out
+
+
+def raises(x, times):
+    return x @ torch.zeros(7, 7)
+
+
+def stub(x, times):
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize("handed_in, outcome, says", [
+    (lambda x, times: x * times, RIGHT, "Right"),
+    (halved, WRONG, "You divide."),
+    (None, OPEN, "your turn"),
+    (stub, OPEN, "your turn"),
+    (3, WRONG, "should be a function; this is of type int"),
+    (lambda x: x, WRONG, "should take (x, times); yours takes (x)"),
+    (lambda x, times: torch.mul(x, times), WRONG, "`mul` does the whole work"),
+    (raises, ERROR, "in the line `return x @ torch.zeros(7, 7)`"),
+    (lambda x, times: (x * times)[:1], WRONG, "the shape (2, 3); yours has (1, 3)"),
+    (lambda x, times: (x * times).tolist(), WRONG, "a tensor of shape (2, 3); yours is of type list"),
+    (lambda x, times: (x * times).long(), WRONG, "torch.float64; yours is torch.int64"),
+    (late, WRONG, "83 % of its values are right; the first wrong one is at (1, 1): 0"),
+    (lambda x, times: x * times / 0, WRONG, "100 % are not even numbers"),
+    (spoil, WRONG, "has changed its input"),
+    (lambda x, times: x.double() * times, WRONG, "Of float32 your `double` makes torch.float64"),
+    (lambda x, times: x.detach() * times, WRONG, "no gradient comes through"),
+    (lambda x, times: x.detach() * times + x - x.detach(), WRONG, "not the gradients"),
+])
+def test_stages_of_a_function(handed_in, outcome, says):
+    result = judge(FUNCTION, handed_in)
+    assert result.outcome == outcome and says in result.message
+    assert bool(result) == (outcome == RIGHT) and result.points == (2 if outcome == RIGHT else 0)
+
+
+class Renamed(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x):
+        return x * self.w
+
+
+class Plain:
+    def __init__(self, width):
+        pass
+
+
+@pytest.mark.parametrize("handed_in, outcome, says", [
+    (Line, RIGHT, "Right"),
+    (LineTurned, WRONG, "The sign."),
+    (Renamed, WRONG, "no parameter `weight`, (3,). It has `w`"),
+    (type("Wide", (Line,), {"__init__": lambda self, width: Line.__init__(self, width + 1)}), WRONG,
+     "`weight` should have the shape (3,); yours has (4,)"),
+    (Plain, WRONG, "should be a torch.nn.Module"),
+    (Line(3), WRONG, "Hand in the class itself"),
+])
+def test_stages_of_a_module(handed_in, outcome, says):
+    result = judge(MODULE, handed_in)
+    assert (result.outcome, says in result.message) == (outcome, True), result.message
+
+
+def test_the_packages_own_object_is_refused():
+    from minit2v.unet import TemporalConv
+    from minit2v.world import state
+
+    assert "not yours" in judge(FUNCTION, state).message
+    assert "not yours" in judge(MODULE, TemporalConv).message
+    assert "not yours" in judge(MODULE, type("Mine", (TemporalConv,), {})).message
+
+
+# --- in the learner's hands ---
+
+def test_check_hint_solution_progress(monkeypatch):
+    exercise = EXERCISES[0]
+    right = take([notebook("solutions", exercise)], exercise.target)
+    verdict = learner.check(exercise.name, exercise.mistakes[0].wrong)
+    assert not verdict and exercise.mistakes[0].message in repr(verdict) and "✗" in repr(verdict)
+    assert "hints left" in repr(learner.solution(exercise.name))
+    shown = [learner.hint(exercise.name) for _ in range(len(exercise.hints) + 1)]
+    assert shown[0].picture and shown[-1].text == shown[-2].text == exercise.hints[-1]
+    assert inspect.getsource(exercise.mistakes[0].wrong) not in repr(shown)
+    assert build_solutions()[exercise.name]["code"] in repr(learner.solution(exercise.name))
+    verdict = learner.check(exercise.name, right)
+    assert verdict and f"{exercise.points} points; 1 of {len(EXERCISES)}" in repr(verdict)
+    assert "<b>✓" in verdict._repr_html_()
+    learner.check(exercise.name, exercise.mistakes[0].wrong)                       # a solved exercise stays solved
+    assert re.search(rf"{NAMES[exercise.chapter]} +✓·", repr(learner.progress()))
+    assert f"{exercise.points} of " in repr(learner.progress())
+    with pytest.raises(KeyError, match=re.escape(exercise.name)):
+        learner.check(exercise.name + "x", None)
+
+
+def test_a_broken_progress_file_or_home_stops_nobody(tmp_path, monkeypatch):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "progress.json").write_text("{broken", encoding="utf-8")
+    assert not learner.check(EXERCISES[0].name, None)
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setenv("MINIT2V_HOME", str(tmp_path / "file" / "below"))
+    assert not learner.check(EXERCISES[0].name, None)
+
+
+def test_questions_vary_from_learner_to_learner(monkeypatch):
+    exploring = [e for e in EXERCISES if e.kind == "explore" and e.options]
+    assert exploring
+    for exercise in exploring:
+        found = set()
+        for student in ("", "ada", "emmy", "sofja", "grace", "lise"):
+            monkeypatch.setenv("MINIT2V_STUDENT", student)
+            options = learner.task(exercise.name)
+            assert learner.check(exercise.name, exercise.oracle(**options))
+            found.add(repr(options))
+        assert len(found) > 1
