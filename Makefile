@@ -1,9 +1,9 @@
 # make demo: a sentence becomes a clip · make test: runs every test · make lab: opens the notebooks
-# make notebooks: builds the notebooks from the text files beside them
+# make notebooks: builds the notebooks from the text files beside them · make nbgrader: the exercises as a course for it
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: demo test lab notebooks
+.PHONY: demo test lab notebooks nbgrader
 demo: $(VENV)/ready
 	$(VENV)/bin/minit2v generate "a red circle moves right" -o clip.mp4 -o clip.gif -o clip.png
 test: $(VENV)/ready-test
@@ -12,6 +12,8 @@ lab: $(VENV)/ready-course
 	$(VENV)/bin/jupyter lab notebooks
 notebooks: $(VENV)/ready-course
 	$(VENV)/bin/python -m minit2v.course.build
+nbgrader: $(VENV)/ready-test
+	$(VENV)/bin/python -m minit2v.course.nbgrader build/nbgrader
 
 # The environment: made once, and again when pyproject.toml has changed.
 $(VENV)/ready-test: EXTRAS = [test]

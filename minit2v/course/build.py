@@ -7,6 +7,7 @@ opens a cell of code, `# %% [markdown]` one of prose. Out of it come
     solutions/NN_slug.ipynb   the exercises solved, executed
     exercises/NN_slug.ipynb   the same with the solutions cut out
     notebooks/README.md       the map, the notation and the glossary (from syllabus.py)
+    minit2v/course/solutions.json   what `solution(name)` shows
 
 On the way, a cell that holds nothing but `# from minit2v.unet import TemporalConv` receives the package's own
 source; the second cell becomes the set-up; everything that would differ from one build to the next is taken out.
@@ -18,6 +19,7 @@ import argparse
 import ast
 import copy
 import hashlib
+import json
 import os
 import re
 import sys
@@ -33,6 +35,7 @@ CHECKED = "nbval-check-output"                      # nbval compares the output 
 STUB_TAGS = ["raises-exception", CHECKED]
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 QUOTE = re.compile(r"# from (minit2v[\w.]*) import ([\w.]+)")
+SOLVED = Path("minit2v") / "course" / "solutions.json"
 SECONDS_A_CELL = 240
 
 SETUP = '''\
@@ -106,16 +109,20 @@ def quote(module: str, name: str) -> str:
 
 
 def cut(notebook):
-    """The exercise: a copy in which each solution is a stub. Each cell with a stub must itself run into it."""
+    """The exercise: a copy in which each solution is a stub, and prose tagged "solution" is left out.
+
+    Each cell with a stub must itself run into it.
+    """
     exercise = copy.deepcopy(notebook)
+    exercise.cells = [cell for cell in exercise.cells if "solution" not in cell.metadata.get("tags", [])]
     for cell in exercise.cells:
         if cell.cell_type == "code" and (BEGIN in cell.source or END in cell.source):
-            cell.source = _stub(cell.source)
+            cell.source = stub(cell.source)
             cell.metadata = {"tags": STUB_TAGS}
     return exercise
 
 
-def _stub(source: str) -> str:
+def stub(source: str) -> str:
     kept, inside, names = [], False, []
     for line in source.splitlines():
         mark, indent = line.strip(), len(line) - len(line.lstrip())
@@ -134,6 +141,26 @@ def _stub(source: str) -> str:
     if inside:
         raise ValueError(f"{BEGIN} without {END} in the cell that starts {source.splitlines()[0]!r}")
     return "\n".join(kept)
+
+
+def solved(root: Path) -> str:
+    """What `solution(name)` shows, as JSON: of each exercise the code between the marks, and the prose after it.
+
+    A solution belongs to the next exercise that is checked; its prose is the cell tagged "solution" after that.
+    """
+    import jupytext
+
+    found, code, name = {}, "", None
+    for source in (path for path in sources(root) if path.parent.name == "solutions"):
+        for cell in jupytext.reads(source.read_text(encoding="utf-8"), fmt="py:percent").cells:
+            if BEGIN in cell.source:
+                code = "\n".join(line for line in cell.source.splitlines() if line.strip() not in (BEGIN, END))
+            if checked := re.search(r'^check\("([\w.]+)"', cell.source, re.M):
+                name, code = checked.group(1), re.sub(r"^check\(.*\n?", "", code, flags=re.M).strip()
+                found[name] = {"code": code, "why": ""}
+            if name and "solution" in cell.metadata.get("tags", []):
+                found[name]["why"] = cell.source
+    return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
 
 
 def tidy(notebook):
@@ -157,8 +184,8 @@ def tidy(notebook):
 def _tidy_outputs(outputs: list) -> list:
     kept = []
     for output in outputs:
-        widget = "application/vnd.jupyter.widget-view+json" in output.get("data", {})        # dead without its kernel
-        if widget or output.get("name") == "stderr":
+        dead = output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)  # without its kernel;
+        if (dead and "text/html" not in output.data) or output.get("name") == "stderr":      # widgets.py adds a picture
             continue
         if output.output_type == "error":                                                    # paths, colours
             output.traceback = [f"{output.ename}: {output.evalue}"]
@@ -204,6 +231,9 @@ def outdated(root: Path, names: list[str] | None = None) -> list[str]:
         page = root / "notebooks" / "README.md"
         if not page.exists() or page.read_text(encoding="utf-8") != _readme(root):
             old.append(page)
+        known = root / SOLVED
+        if (known.read_text(encoding="utf-8") if known.exists() else "{}\n") != solved(root):
+            old.append(known)
     return sorted(str(path.relative_to(root)) for path in old)
 
 
@@ -248,6 +278,9 @@ def main(arguments: list[str] | None = None) -> int:
                   f"{path.stat().st_size / 2 ** 10:.0f} kB")
     with write_whole(args.root / "notebooks" / "README.md") as temporary:
         temporary.write_text(_readme(args.root), encoding="utf-8")
+    (args.root / SOLVED).parent.mkdir(parents=True, exist_ok=True)
+    with write_whole(args.root / SOLVED) as temporary:
+        temporary.write_text(solved(args.root), encoding="utf-8")
     return 0
 
 
