@@ -220,7 +220,7 @@ def test_check_hint_solution_progress(monkeypatch):
     assert inspect.getsource(exercise.mistakes[0].wrong) not in repr(shown)
     assert build_solutions()[exercise.name]["code"] in repr(learner.solution(exercise.name))
     verdict = learner.check(exercise.name, right)
-    assert verdict and f"{exercise.points} points; 1 of {len(EXERCISES)}" in repr(verdict)
+    assert verdict and f"Right. {exercise.points} points." in repr(verdict)
     assert "<b>✓" in verdict._repr_html_()
     learner.check(exercise.name, exercise.mistakes[0].wrong)                       # a solved exercise stays solved
     assert re.search(rf"{NAMES[exercise.chapter]} +✓·", repr(learner.progress()))

@@ -23,6 +23,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 import textwrap
 import time
 from importlib.util import find_spec
@@ -202,8 +203,9 @@ def execute(notebook, folder: Path):
 
     here = str(syllabus.PACKAGE.parent)                                  # first, whatever else is installed
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])}
-    NotebookClient(notebook, kernel_name="python3", timeout=SECONDS_A_CELL, record_timing=False,
-                   resources={"metadata": {"path": str(folder)}}).execute(env=environment)
+    with tempfile.TemporaryDirectory() as home:                          # a build solves no exercise for its author
+        NotebookClient(notebook, kernel_name="python3", timeout=SECONDS_A_CELL, record_timing=False, resources={
+            "metadata": {"path": str(folder)}}).execute(env=environment | {"MINIT2V_HOME": home})
     for cell in notebook.cells:
         if cell.cell_type == "code" and "raises-exception" in cell.metadata.get("tags", []):
             if [output.get("ename") for output in cell.outputs[-1:]] != ["NotImplementedError"]:

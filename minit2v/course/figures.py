@@ -12,6 +12,7 @@ import html
 import io
 
 import torch
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -66,12 +67,30 @@ def strip(clips, alt: str, titles: list[str] | None = None, frames: int = 8, sca
 
 
 def play(clips, alt: str, fps: float = 8.0, scale: int = 3, gap: int = GAP) -> Picture:
-    """Plays a clip in a loop, several side by side. clips: as in `strip`, all of one size and length."""
+    """Plays a clip in a loop, several side by side. clips: as in `strip`, all of one size and length.
+
+    The frames share 256 colours: exact where there are no more than these, otherwise hard to see, and a quarter of
+    the bytes. Strips keep every colour.
+    """
     clips = [clip.repeat_interleave(scale, 1).repeat_interleave(scale, 2) for clip in _listed(clips)]
     line = torch.full_like(clips[0][:, :, :1], GREY).repeat(1, 1, gap, 1)                 # (F, H * scale, gap, 3)
     pieces = [piece for clip in clips for piece in (line, clip)][1:]                      # none before the first
-    first, *rest = [Image.fromarray(frame) for frame in torch.cat(pieces, dim=2).numpy()]
+    frames = torch.cat(pieces, dim=2)                                                     # (F, H', W', 3)
+    sheet, height = Image.fromarray(frames.flatten(0, 1).numpy()), frames.shape[1]
+    how = Image.Quantize.MEDIANCUT if sheet.getcolors(256) else Image.Quantize.FASTOCTREE
+    few = sheet.quantize(256, how, dither=Image.Dither.NONE)
+    first, *rest = [few.crop((0, y, few.width, y + height)) for y in range(0, few.height, height)]
     return Picture(_png(first, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0), alt)
+
+
+def tint(maps: Tensor, limit: float = 2.5, scale: int = 8) -> Tensor:
+    """Numbers of both signs as pictures for `strip` or `play`: (F, h, w) -> (F, h * scale, w * scale, 3) uint8.
+
+    Purple is below zero, white is zero, orange above, as in `heat`; the colours are full at `limit` and beyond.
+    """
+    shades = (maps.detach().float() / limit).clamp(-1, 1) / 2 + 0.5
+    pictures = torch.from_numpy(colormaps["PuOr_r"](shades.numpy(), bytes=True)[..., :3].copy())
+    return pictures.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
 
 
 def heat(matrices, alt: str, titles: list[str] | None = None, values: bool = False, contour: float | None = None,
@@ -96,7 +115,7 @@ def heat(matrices, alt: str, titles: list[str] | None = None, values: bool = Fal
         if contour is not None:
             axes.contour(matrix, levels=[contour], colors="black", linewidths=1)
         for r, c in [(r, c) for r in range(len(matrix)) for c in range(matrix.shape[1])] if values else []:
-            dark = not signed and shown.norm(matrix[r, c]) < 0.5
+            dark = abs(float(shown.norm(matrix[r, c])) - 0.5) > 0.35 if signed else shown.norm(matrix[r, c]) < 0.5
             axes.text(c, r, f"{matrix[r, c]:.{digits}f}", ha="center", va="center", fontsize=8,
                       color="white" if dark else "black")
         axes.set_title(title, fontsize=10)
@@ -120,6 +139,38 @@ def plot(lines: dict, alt: str, x=None, xlabel: str = "", ylabel: str = "", colo
     axes.grid(alpha=0.3)
     if len(lines) > 1:
         axes.legend(fontsize=9)
+    return picture(figure, alt)
+
+
+def stations(stops: list[tuple], ways: list[str], alt: str) -> Picture:
+    """A map, from top to bottom. stops: (name, shape, what is seen there): a text, (H, W) numbers, or (H, W, 3) uint8.
+
+    ways: what leads from each stop to the next; it is written beside the arrow between them.
+    """
+    if len(ways) != len(stops) - 1:
+        raise ValueError(f"{len(ways)} ways between {len(stops)} stops; give one for each two neighbours")
+    width, gap = 5.0, 0.42                                                     # inches
+    heights = [0.3 if isinstance(seen, str) else max(0.3, width * seen.shape[0] / seen.shape[1]) for *_, seen in stops]
+    figure = Figure(figsize=(width + 2.2, sum(heights) + gap * len(stops)))
+    top = figure.get_figheight()
+    for (name, shape, seen), height, way in zip(stops, heights, [*ways, None]):
+        bottom = top - height - gap / 2
+        axes = figure.add_axes((2.1 / figure.get_figwidth(), bottom / figure.get_figheight(),
+                                width / figure.get_figwidth(), height / figure.get_figheight()))
+        axes.set(xticks=[], yticks=[])
+        label = f"{name}\n{shape}".strip()
+        axes.text(-0.02, 0.5, label, ha="right", va="center", transform=axes.transAxes, fontsize=10)
+        if isinstance(seen, str):
+            axes.text(0.5, 0.5, _drawable(seen), ha="center", va="center", transform=axes.transAxes, fontsize=10)
+        else:
+            most = float(seen.abs().max()) if seen.dim() == 2 else None
+            signed = most is not None and bool(seen.min() < 0)
+            axes.imshow(seen, aspect="auto", interpolation="nearest", cmap="PuOr_r" if signed else "cividis",
+                        vmin=-most if signed else None, vmax=most)
+        if way is not None:
+            axes.text(0.5, -gap / 2 / height, f"\u2193  {way}", ha="center", va="center", transform=axes.transAxes,
+                      fontsize=9, color=PALETTE["blue"])
+        top -= height + gap
     return picture(figure, alt)
 
 
@@ -150,5 +201,5 @@ def _drawable(title: str) -> str:
 
 def _png(image: Image.Image, **how) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG", **how)
+    image.save(buffer, format="PNG", optimize=True, **how)
     return buffer.getvalue()
