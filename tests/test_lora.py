@@ -1,0 +1,164 @@
+"""LoRA against its formula, and against peft and diffusers on the same UNet."""
+
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from minit2v import lora
+from minit2v.checkpoints import unet_to_diffusers
+from minit2v.config import UNetConfig
+from minit2v.unet import UNet
+
+CONFIG = UNetConfig(channels=8, multipliers=(1, 2), attention=(True, False), res_blocks=1, head_dim=4, context_dim=6,
+                    norm_groups=4)
+
+
+def make(seed=0) -> UNet:
+    unet, generator = UNet(CONFIG).eval(), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in unet.parameters():
+            p.uniform_(-0.3, 0.3, generator=generator)
+    return unet
+
+
+def learnt(unet: UNet, **how) -> dict:
+    """Adapters that are not at their start."""
+    made, generator = lora.add(unet, **how), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for adapter in made.values():
+            adapter.up.normal_(std=0.5, generator=generator)
+    return made
+
+
+@pytest.fixture
+def inputs():
+    generator = torch.Generator().manual_seed(2)
+    return (torch.randn(2, 4, 3, 4, 4, generator=generator), torch.tensor([7, 500]),
+            torch.randn(2, 5, 6, generator=generator))
+
+
+def test_a_layer_is_the_formula():
+    linear = nn.Linear(5, 3).double()
+    adapter = lora.LoRA(linear, rank=2, alpha=6.0)
+    with torch.no_grad():
+        adapter.up.copy_(torch.arange(6.0).view(3, 2))
+    x = torch.linspace(-1, 1, 20, dtype=torch.float64).view(4, 5)
+    expected = torch.einsum("ni,oi->no", x, linear.weight) + linear.bias + 3.0 * torch.einsum(
+        "ni,ri,or->no", x, adapter.down, adapter.up)
+    assert torch.allclose(adapter(x), expected, atol=1e-12)
+
+
+def test_it_starts_as_nothing_and_only_adapters_learn(inputs):
+    unet = make()
+    before = unet(*inputs)
+    made = lora.add(unet, rank=2)
+    assert torch.equal(unet(*inputs), before)
+    assert all(re.search(r"\.attn[12]\.to_(q|k|v|out)$", name) for name in made) and len(made) % 8 == 0
+    unet(*inputs).sum().backward()
+    moved = {name.rsplit(".", 1)[1] for name, p in unet.named_parameters() if p.grad is not None}
+    assert moved == {"down", "up"}
+    assert 0 < lora.share(unet) < 0.2
+
+
+def test_merged_it_computes_the_same_and_unmerged_it_is_as_before(inputs):
+    unet = make()
+    plain, weights = unet(*inputs), {name: p.clone() for name, p in unet.state_dict().items()}
+    learnt(unet, rank=3, alpha=1.5)
+    adapted = unet(*inputs)
+    assert (adapted - plain).abs().max() > 0.05
+    lora.merge(unet)
+    lora.merge(unet)
+    assert torch.allclose(unet(*inputs), adapted, atol=1e-4)
+    lora.unmerge(unet)
+    lora.remove(unet)
+    assert all(torch.equal(p, weights[name]) for name, p in unet.state_dict().items())
+    learnt(unet, rank=3, alpha=1.5)
+    lora.merge(unet)
+    lora.remove(unet)
+    assert unet.state_dict().keys() == weights.keys() and torch.allclose(unet(*inputs), adapted, atol=1e-4)
+
+
+def test_saved_and_loaded(tmp_path, inputs):
+    unet = make()
+    learnt(unet, rank=2, alpha=8.0, where=r"attn2\.to_[qv]$")
+    lora.save(unet, tmp_path / "adapter.safetensors")
+    assert (tmp_path / "adapter.safetensors").stat().st_size < 20_000
+    again = make()
+    lora.load(again, tmp_path / "adapter.safetensors")
+    assert lora.adapters(again).keys() == lora.adapters(unet).keys()
+    assert torch.allclose(again(*inputs), unet(*inputs), atol=1e-5)
+
+
+@pytest.fixture
+def theirs():
+    pytest.importorskip("peft", reason='peft is not installed: pip install -e ".[test]"')
+    diffusers = pytest.importorskip("diffusers")
+    network = diffusers.UNet3DConditionModel(
+        block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, cross_attention_dim=6, attention_head_dim=4,
+        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"), up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"))
+    network.load_state_dict(unet_to_diffusers(make().state_dict(), CONFIG))
+    return network.eval()
+
+
+def test_peft_reads_what_we_write_into_diffusers_unet(tmp_path, inputs, theirs):
+    """What diffusers' loader does: configure peft by the tensors, alpha being the rank, and load them strictly."""
+    from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+
+    unet = make()
+    learnt(unet, rank=2, alpha=4.0)
+    lora.save(unet, tmp_path / "pytorch_lora_weights.safetensors")
+    stored = {key.removeprefix("unet."): value
+              for key, value in load_file(tmp_path / "pytorch_lora_weights.safetensors").items()}
+    layers = sorted({key.rsplit(".lora_", 1)[0] for key in stored})
+    network = inject_adapter_in_model(LoraConfig(r=2, lora_alpha=2, target_modules=layers), theirs)
+    told = set_peft_model_state_dict(network, stored)
+    assert not told.unexpected_keys and not [key for key in told.missing_keys if "lora" in key]
+    with torch.no_grad():
+        assert torch.allclose(network(*inputs).sample, unet(*inputs), atol=1e-4)
+
+
+def test_we_read_what_peft_writes(tmp_path, inputs, theirs):
+    from peft import LoraConfig, get_peft_model
+
+    wrapped = get_peft_model(theirs, LoraConfig(r=2, lora_alpha=6, target_modules=["to_q", "to_out.0"],
+                                                init_lora_weights=False))
+    wrapped.save_pretrained(tmp_path)
+    unet = make()
+    lora.load(unet, tmp_path / "adapter_model.safetensors")
+    with torch.no_grad():
+        expected = wrapped(*inputs).sample
+        assert torch.allclose(unet(*inputs), expected, atol=1e-4)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["lora_alpha"] == 6
+
+
+@pytest.mark.parametrize("spoil, says", [
+    (lambda stored: {k.replace("attn1", "attn9"): v for k, v in stored.items()}, "no such layer"),
+    (lambda stored: {k: v for k, v in stored.items() if "lora_A" in k}, "None"),
+    (lambda stored: {k: v[:, :-1].contiguous() for k, v in stored.items()}, "they should be"),
+])
+def test_an_adapter_of_another_model_is_refused(tmp_path, spoil, says, inputs):
+    unet = make()
+    learnt(unet, rank=2)
+    lora.save(unet, tmp_path / "a.safetensors")
+    save_file(spoil(load_file(tmp_path / "a.safetensors")), tmp_path / "b.safetensors")
+    other = make()
+    with pytest.raises(ValueError, match=says):
+        lora.load(other, tmp_path / "b.safetensors")
+    assert not lora.adapters(other)
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="rank is 99"):
+        lora.add(make(), rank=99)
+    with pytest.raises(ValueError, match="no linear layer has a name"):
+        lora.add(make(), where="nothing")
+    with pytest.raises(ValueError, match="no adapters to save"):
+        lora.save(make(), "unused.safetensors")
+    unet = make()
+    lora.add(unet, rank=1)
+    with pytest.raises(ValueError, match="adapters already"):
+        lora.add(unet, rank=1)
