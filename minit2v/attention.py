@@ -11,13 +11,15 @@ Nothing in here knows what a token is. Attention does not even know the order of
 them and the output is permuted in the same way.
 """
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-# Up to this many keys, and this many scores in all, the three plain lines of `attend` are used.
+# Up to this many keys, and this many scores in all, the two plain lines of `attend` are used.
 PLAIN_KEYS = 256
 PLAIN_SCORES = 2**25
+ROWS = 2048                                              # tokens that the feed-forward widens at a time
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -25,15 +27,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     q: (N, heads, Q, d) queries; k, v: (N, heads, K, d) keys and values. Returns (N, heads, Q, d).
 
-    Two ways to the same numbers. Many keys: PyTorch's fused operation, which never holds the whole
-    (Q, K) matrix. Few keys: the formula itself, because the fused operation's bfloat16 backward pass is
-    slow on a processor and took half of a training step.
+    Two ways to the same numbers: PyTorch's fused operation, which never holds the whole (Q, K) matrix, or
+    the formula itself. The formula is for training with few keys, because the fused operation's bfloat16
+    backward pass is slow on a processor and took half of a training step.
     """
-    queries, keys = q.shape[-2], k.shape[-2]
-    if keys > PLAIN_KEYS or q.shape[0] * q.shape[1] * queries * keys > PLAIN_SCORES:
-        return F.scaled_dot_product_attention(q, k, v)
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)          # (N, heads, Q, K)
-    return scores.softmax(dim=-1) @ v                                 # (N, heads, Q, d)
+    few = k.shape[-2] <= PLAIN_KEYS and q.shape[:-1].numel() * k.shape[-2] <= PLAIN_SCORES
+    if few and q.requires_grad:
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)      # (N, heads, Q, K)
+        return scores.softmax(dim=-1) @ v                             # (N, heads, Q, d)
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 class Attention(nn.Module):
@@ -72,7 +74,8 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """GEGLU (Shazeer 2020, arXiv:2002.05202): a widened layer, each value of it opened or closed by a gate.
 
-    x: (..., C) -> (..., C), with 4 C values and 4 C gates in between.
+    x: (..., C) -> (..., C), with 4 C values and 4 C gates in between. Of all layers it needs the most memory.
+    Where no gradient is wanted it therefore takes ROWS tokens at a time: what is wide then stays in the cache.
     """
 
     def __init__(self, width: int):
@@ -81,8 +84,13 @@ class FeedForward(nn.Module):
         self.out = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.proj(x).chunk(2, dim=-1)                   # (..., 4C) each
-        return self.out(value * F.gelu(gate))
+        tokens = x.flatten(0, -2)                                     # (N, C)
+        rows = len(tokens) if torch.is_grad_enabled() else ROWS
+        return torch.cat([self.gated(some) for some in tokens.split(rows)]).view(x.shape)
+
+    def gated(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)                   # (N, 4C) each
+        return self.out(value * F.gelu(gate.contiguous()))            # gelu is twice as fast on unbroken memory
 
 
 class TransformerBlock(nn.Module):

@@ -25,6 +25,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from minit2v.config import AutoencoderConfig
+from minit2v.upsample import doubled_conv
 
 EPS = 1e-6                                                # of every GroupNorm in this network
 
@@ -33,11 +34,17 @@ class GroupNorm(nn.GroupNorm):
     """Group normalisation between convolutions that keep channels last in memory: the same numbers, sooner.
 
     On processors convolutions are up to twice as fast channels last, but this normalisation's backward pass is up
-    to thirty times slower there (torch 2.14, bfloat16). So it works in the usual order, at the price of two copies.
+    to thirty times slower there (torch 2.14, bfloat16). So in training it works in the usual order, at the price of
+    two copies.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return channels_last(super().forward(x.contiguous()))
+        return channels_last(super().forward(x.contiguous())) if torch.is_grad_enabled() else super().forward(x)
+
+
+def silu(x: Tensor) -> Tensor:
+    """x * sigmoid(x), in the memory of x where no gradient is wanted: these maps are the largest of all."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 class ResBlock(nn.Module):
@@ -56,8 +63,8 @@ class ResBlock(nn.Module):
         self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))             # (N, C_out, H, W)
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(silu(self.norm1(x)))               # (N, C_out, H, W)
+        h = self.conv2(silu(self.norm2(h)))
         return self.skip(x) + h
 
 
@@ -98,13 +105,18 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """(N, C, H, W) -> (N, C, 2H, 2W): each pixel becomes four, a 3 x 3 convolution smooths the stairs."""
+    """(N, C, H, W) -> (N, C, 2H, 2W): each pixel becomes four, a 3 x 3 convolution smooths the stairs.
+
+    Where no gradient is wanted, the two are one, for less than half of the work (see upsample.py).
+    """
 
     def __init__(self, channels: int):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return doubled_conv(x, self.conv)
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
@@ -148,7 +160,7 @@ class Encoder(nn.Module):
         for level in self.levels:
             x = level(x)                                  # half the height and width, all levels but the last
         x = self.middle(x)                                # (N, C_last, h, w)
-        return self.conv_out(F.silu(self.norm_out(x)))    # (N, 2 * latent_channels, h, w)
+        return self.conv_out(silu(self.norm_out(x)))      # (N, 2 * latent_channels, h, w)
 
 
 class Decoder(nn.Module):
@@ -175,7 +187,7 @@ class Decoder(nn.Module):
         x = self.middle(self.conv_in(x))                  # (N, C_last, h, w)
         for level in self.levels:
             x = level(x)                                  # twice the height and width, all levels but the last
-        return self.conv_out(F.silu(self.norm_out(x)))    # (N, 3, H, W)
+        return self.conv_out(silu(self.norm_out(x)))      # (N, 3, H, W)
 
 
 class Autoencoder(nn.Module):
@@ -225,12 +237,12 @@ class Autoencoder(nn.Module):
     def decode(self, latents: Tensor, chunk: int | None = None) -> Tensor:
         """Latents (B, 4, [F,] h, w) of unit size -> frames (B, 3, [F,] H, W), about [-1, 1], not clamped.
 
-        `chunk` frames are decoded at a time (8 if None): the result is the same, the memory is bounded.
+        `chunk` frames are decoded at a time (4 if None): the result is the same, the memory is bounded.
         Raises ValueError for a wrong shape, a chunk below 1, or latents that are not finite.
         """
         self._check(latents, "latents", channels=self.config.latent_channels)
         check_finite(latents, "latents")
-        chunk = 8 if chunk is None else chunk
+        chunk = 4 if chunk is None else chunk
         if chunk < 1:
             raise ValueError(f"chunk is {chunk}, but at least one frame is decoded at a time; pass chunk=1 or more")
         z = channels_last(fold_frames(latents / self.config.scaling_factor))            # (B F, 4, h, w)

@@ -15,13 +15,16 @@ import traceback
 import warnings
 from pathlib import Path
 
-from minit2v import __version__
+from minit2v import __version__, cli_course
 
 SAMPLERS = ("ddim", "ddpm", "dpm++")
 DTYPES = ("float32", "float16", "bfloat16")
 STAGES = ("all", "autoencoder", "text", "image", "video")
 LAYOUTS = ("minit2v", "diffusers", "modelscope")
 ENDINGS = (".mp4", ".gif", ".webp", ".png")
+TOKENIZERS = ("open_clip", "hub")
+OFFLOAD = ("parts", "blocks")                                             # offload.WAYS
+TRANSLATOR = "Helsinki-NLP/opus-mt-zh-en"                                 # translate.MODEL
 RELEASED = "ali-vilab/text-to-video-ms-1.7b"                              # on the Hub; hub.DEFAULT
 
 
@@ -30,18 +33,27 @@ def generate(args) -> int:
     from minit2v import pipeline, video
 
     outputs = [video.check_path(path) for path in args.output or [Path("clip.mp4")]]     # before the work, not after
-    pipe = pipeline.load(args.weights, dtype=args.dtype, device=args.device)
+    given = args.prompt
+    if args.translate:
+        from minit2v import translate
+
+        args.prompt, args.negative_prompt = translate.to_english([args.prompt, args.negative_prompt], args.translator)
+    pipe = pipeline.load(args.weights, dtype=args.dtype, device=args.device, vae_dtype=args.vae_dtype,
+                         tokenizer=args.tokenizer, offload=args.offload)
     if args.guidance_scale is None:
         args.guidance_scale = pipe.config.guidance_scale
     options = {name: getattr(args, name) for name in ("negative_prompt", "num_frames", "height", "width", "seed", "eta",
-                                                      "num_inference_steps", "guidance_scale", "sampler", "spacing")}
+                                                      "num_inference_steps", "guidance_scale", "sampler", "spacing",
+                                                      "rounding")}
     begin = time.perf_counter()
-    clip = pipe(args.prompt, **options, progress=not args.json)
+    clip = pipe(args.prompt, **options, decode_chunk=args.decode_chunk, progress=not args.json)
     seconds = time.perf_counter() - begin
 
     frames, height, width, _ = clip.shape
     settings = {"prompt": args.prompt, **options, "num_frames": frames, "height": height, "width": width,
                 "dtype": args.dtype, "model": pipe.config.name, "minit2v": __version__}
+    if args.prompt != given:
+        settings["translated_from"] = given
     fps = pipe.config.fps if args.fps is None else args.fps
     for path in outputs:
         video.save(clip, path, fps=fps, settings=settings)
@@ -50,6 +62,8 @@ def generate(args) -> int:
         print(json.dumps({"files": [str(path.resolve()) for path in outputs], "seconds": round(seconds, 3),
                           "referee": readings, "settings": settings}))
         return 0
+    if args.prompt != given:
+        print(f"{given!r} in English:")
     print(f"{args.prompt!r}: {frames} frames of {height} x {width} pixels in {seconds:.1f} s")
     for path in outputs:
         print(f"  wrote {path.resolve()}")
@@ -105,7 +119,13 @@ def inspect(args) -> int:
     from minit2v import inventory, text
 
     found = inventory.examine(args.weights or text.WEIGHTS, hashed=args.hash)
+    if args.memory:
+        from minit2v import layouts, memory
+
+        found["memory"] = memory.table(layouts.open_model(args.weights or text.WEIGHTS).config)
     print(json.dumps(found) if args.json else inventory.report(found))
+    if args.memory and not args.json:
+        print(memory.report(found["memory"]))
     return 0 if found["whole"] else 1
 
 
@@ -172,7 +192,21 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--fps", type=_number, help="frames a second in the file (default: the model's)")
     one.add_argument("--weights", metavar="W", help="folder of a model (default: the mini model that comes along)")
     one.add_argument("--dtype", choices=DTYPES, default="float32", help="number type (default: float32)")
+    one.add_argument("--vae-dtype", choices=DTYPES, help="of the autoencoder alone; float32 if float16 is too small "
+                     "for it (default: as --dtype)")
     one.add_argument("--device", metavar="D", help="where to compute (default: cpu)")
+    one.add_argument("--offload", choices=OFFLOAD, help="weights wait on the processor and come to a small device when "
+                     "needed: network by network, or the UNet even block by block (default: all are on the device)")
+    one.add_argument("--decode-chunk", type=_positive, metavar="N",
+                     help="frames decoded at a time; fewer take less memory (default: 4)")
+    one.add_argument("--translate", action="store_true", help="put a Chinese prompt into English first, for weights "
+                     'that read English only; needs pip install "minit2v[translate]"')
+    one.add_argument("--translator", default=TRANSLATOR, metavar="W",
+                     help=f"Marian model for --translate, folder or owner/name (default: {TRANSLATOR})")
+    one.add_argument("--tokenizer", choices=TOKENIZERS, default="open_clip",
+                     help="hub: as transformers reads the files on the Hub (default: open_clip, the original's)")
+    one.add_argument("--rounding", choices=("round", "truncate"), default="round",
+                     help="to whole colours; the original truncates (default: round)")
     one.add_argument("--json", action="store_true", help="print the answer as JSON")
 
     one = verb(evaluate)
@@ -204,6 +238,7 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("weights", nargs="?", type=Path, metavar="W",
                      help="folder of a model (default: the mini model that comes along)")
     one.add_argument("--hash", action="store_true", help="compare the SHA-256 of large files, too")
+    one.add_argument("--memory", action="store_true", help="compute what a clip takes, and which cards have it")
     one.add_argument("--json", action="store_true", help="print the answer as JSON")
 
     one = verb(convert)
@@ -215,6 +250,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     one = verb(doctor)
     one.add_argument("--json", action="store_true", help="print the answer as JSON")
+    cli_course.add(verb)
     return parser
 
 

@@ -29,6 +29,7 @@ from typing import Callable, NamedTuple
 from huggingface_hub import HfApi, constants, try_to_load_from_cache, utils
 from huggingface_hub.file_download import are_symlinks_supported, http_get, repo_folder_name
 
+from minit2v import limits
 from minit2v.configfiles import DIFFUSERS_STEMS, MODELSCOPE_FILES, weight_names
 from minit2v.files import write_whole
 
@@ -221,6 +222,8 @@ def _announce(listing: Listing, lacking: list[File]) -> None:
     print(f"{listing.hub_id}: fetching {total / 1e9:.2f} GB{begun}, into {place}", *lines,
           f"licence of the model: {listing.licence.upper()}{terms}. See {constants.ENDPOINT}/{listing.hub_id}",
           sep="\n", file=sys.stderr)
+    if listing.hub_id.lower() in RELEASED["repo_ids"]:
+        limits.tell()
     free = shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.exists())).free
     if free < total - here:
         raise OSError(f"the disk of the cache {place} has {free / 1e9:,.2f} GB free, but {listing.hub_id} needs "

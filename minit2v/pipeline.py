@@ -16,7 +16,7 @@ import re
 import shutil
 import sys
 import warnings
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,16 +25,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from minit2v import captions, layouts, samplers, video
+from minit2v import captions, layouts, limits, offload, swap, video
 from minit2v.autoencoder import Autoencoder
 from minit2v.config import ModelConfig
-from minit2v.diffusion import Process, draw_noise, guided_denoiser
+from minit2v.diffusion import Process, draw_noise
 from minit2v.files import write_whole
 from minit2v.layouts import NETWORKS, networks  # noqa: F401  (networks: to make a model that has learnt nothing)
-from minit2v.text import WEIGHTS, TextEncoder, Tokenizer
+from minit2v.text import TOKENIZERS, WEIGHTS, TextEncoder, Tokenizer
 from minit2v.unet import UNet
 
 SPACINGS = {"ddim": "modelscope", "ddpm": "modelscope", "dpm++": "linspace"}      # each sampler's times, if not asked
+FUNCTIONS = {"ddim": "ddim", "ddpm": "ddpm", "dpm++": "dpm_solver_pp"}            # its name in samplers.py
 
 
 class TextToVideo:
@@ -50,10 +51,13 @@ class TextToVideo:
         self.unet = unet.eval()
         self.autoencoder = autoencoder.eval()
         self.process = Process(config.diffusion)
+        self.swapped: dict[str, object] = {}                                      # see `swap`
+        self.guest_of: torch.device | None = None                                 # where to compute, if offloaded,
+        self.offloaded: str | None = None                                         # and which way; see `offload`
 
     @property
     def device(self) -> torch.device:
-        return next(self.unet.parameters()).device
+        return self.guest_of or next(self.unet.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -68,17 +72,55 @@ class TextToVideo:
         """Moves the three networks to a device, or to another number type, or both. Returns self."""
         for name in NETWORKS:
             getattr(self, name).to(device=device, dtype=dtype)
+        if device is not None:
+            self.guest_of = self.offloaded = None
+        return self
+
+    def offload(self, device: str | torch.device, way: str = "parts") -> "TextToVideo":
+        """Lets the networks wait on the processor and compute on `device`, which need not hold them all. Returns self.
+
+        way: "parts", one network after the other; or "blocks", and the UNet block by block (see offload.py).
+        `to(device)` ends it. Raises ValueError for another way.
+        """
+        if way not in offload.WAYS:
+            raise ValueError(f"the way to offload is {way!r}, but must be one of {', '.join(offload.WAYS)}")
+        self.to("cpu")
+        self.guest_of, self.offloaded = torch.device(device), way
+        return self
+
+    def at_work(self, name: str) -> AbstractContextManager:
+        """Inside, the network of this name ("unet", ..) can compute on `self.device`, wherever its weights wait."""
+        network = getattr(self, name)
+        if self.offloaded == "blocks" and name == "unet":
+            return offload.streaming(offload.stops(network), self.guest_of)
+        return offload.visiting(network, self.guest_of) if self.offloaded else nullcontext()
+
+    def swap(self, part: str | None = None, /, **replacements) -> "TextToVideo":
+        """Lets the model run on other code: `pipe.swap(TemporalConv=MyTemporalConv)`. Returns self.
+
+        replacements: by the name of ours, a class for every place in the networks where ours stands (it is called with
+            the same arguments and gets the same weights, strictly), a sampler (ddim, ddpm, dpm_solver_pp),
+            guided_denoiser, or Process. Our own class swaps back; `self.swapped` holds what is swapped in.
+        part: "unet" or "autoencoder" where both have a class of that name, such as ResBlock; the UNet's is meant if
+            nothing is said: `pipe.swap("autoencoder", ResBlock=MyResBlock)`.
+
+        Raises ValueError, and changes nothing, if a name is unknown, or a class takes other arguments or has
+        parameters of other names or shapes; the error lists them. See swap.py.
+        """
+        swap.swap(self, part, replacements)
         return self
 
     def encode_text(self, prompts: list[str]) -> Tensor:
         """Prompts -> context (N, L, D), what the UNet's cross-attention reads."""
-        return self.text_encoder(self.tokenizer(prompts).to(self.device))
+        with self.at_work("text_encoder"):
+            return self.text_encoder(self.tokenizer(prompts).to(self.device))
 
     def __call__(self, prompt: str | list[str], negative_prompt: str | list[str] = "", num_frames: int | None = None,
                  height: int | None = None, width: int | None = None, num_inference_steps: int = 50,
                  guidance_scale: float | None = None, sampler: str = "ddim", eta: float = 0.0,
                  seed: int | list[int] = 0, latents: Tensor | None = None, progress: bool = True,
-                 spacing: str | None = None, on_step=None) -> Tensor:
+                 spacing: str | None = None, on_step=None, rounding: str = "round",
+                 decode_chunk: int | None = None) -> Tensor:
         """Makes a clip of one prompt, (F, H, W, 3) uint8, or of a list of N prompts, (N, F, H, W, 3).
 
         negative_prompt: what the clip shall not show; guidance moves away from it. "" is the original's.
@@ -92,9 +134,12 @@ class TextToVideo:
         spacing: which times are visited ("modelscope", "leading", "linspace"); None is the model's own choice, if it
             has one (`config.diffusion.spacing`), or what each sampler is used to.
         on_step: called as on_step(i, x0) after step i with the guess so far of the clean latents, (N, 4, F, h, w).
+        rounding: "round" to the nearest colour, or "truncate", as the original does: half of the values one darker.
+        decode_chunk: frames that the autoencoder decodes at a time; fewer take less memory, the clip is the same.
 
         The same arguments give the same clip, bit for bit, on one machine. Raises ValueError for whatever
-        does not fit; warns of words that were cut off, and of words that the mini model never saw.
+        does not fit, and as soon as a number is NaN or infinite; warns of words that were cut off, of words that
+        the mini model never saw, and of another language than English where the weights know no other.
         """
         prompts = _listed(prompt, "prompt")
         negatives = _listed(negative_prompt, "negative_prompt", count=len(prompts))
@@ -102,31 +147,39 @@ class TextToVideo:
         spacing = self._check_sampling(sampler, spacing, num_inference_steps, guidance_scale, eta)
         generators = [torch.Generator().manual_seed(s) for s in _seeds(seed, len(prompts))]
         shape = self._latent_shape(len(prompts), num_frames, height, width, latents)
+        video.to_uint8(torch.zeros(3, 1, 1, 1), rounding)                         # a wrong word is told before the work
         self._warn_of_unknown_words(prompts)
+        if limits.is_released(self.config.text):
+            limits.warn_of_language(prompts + negatives)
 
         # The sampler keeps its state in float32 around a half-precision network, as the original does.
         precision = torch.float64 if self.dtype == torch.float64 else torch.float32
         start = draw_noise(shape, generators) if latents is None else latents
         times = self.process.times(num_inference_steps, spacing)
         shown = progress and _is_watched()
-        with torch.inference_mode(), tqdm(total=len(times) - 1, desc=sampler, disable=not shown, leave=False) as bar:
+        bar = tqdm(total=len(times) - 1, desc=sampler, disable=not shown, leave=False)
+        with torch.inference_mode(), offload.recycled(), bar:
             def after_step(i, x0):
+                limits.check_step(x0, i + 1, len(times) - 1, self.dtype)
                 bar.update()
                 if on_step is not None:
                     on_step(i, x0)
 
             context = self.encode_text(prompts)                                       # (N, L, D)
             uncond = self.encode_text(negatives) if guidance_scale != 1 else None
-            denoise = guided_denoiser(self.unet, self.process, context, uncond, guidance_scale)
-            walk = {"x": start.to(self.device, precision), "times": times, "on_step": after_step}
-            if sampler == "ddim":
-                x = samplers.ddim(denoise, self.process, **walk, eta=eta, generator=generators)
-            elif sampler == "ddpm":
-                x = samplers.ddpm(denoise, self.process, **walk, generator=generators)
-            else:
-                x = samplers.dpm_solver_pp(denoise, self.process, **walk)
-            frames = self.autoencoder.decode(x.to(self.dtype))                        # (N, 3, F, H, W)
-            clips = video.to_uint8(frames.float()).cpu()                              # (N, F, H, W, 3)
+            code = {**swap.FUNCTIONS, **self.swapped}
+            chance = {"ddim": {"eta": eta, "generator": generators}, "ddpm": {"generator": generators}, "dpm++": {}}
+            with self.at_work("unet"):
+                denoise = code["guided_denoiser"](self.unet, self.process, context=context, uncond=uncond,
+                                                  guidance_scale=guidance_scale)
+                x = code[FUNCTIONS[sampler]](denoise, self.process, x=start.to(self.device, precision), times=times,
+                                             on_step=after_step, **chance[sampler])
+            limits.check_step(x, len(times) - 1, len(times) - 1, self.dtype)
+            vae_dtype = next(self.autoencoder.parameters()).dtype
+            with self.at_work("autoencoder"):
+                frames = self.autoencoder.decode(x.to(vae_dtype), decode_chunk)       # (N, 3, F, H, W)
+            limits.check_frames(frames, vae_dtype)
+            clips = video.to_uint8(frames.float(), rounding).cpu()                    # (N, F, H, W, 3)
         clips = clips.clone()                                    # a tensor made in inference mode may not be changed
         return clips[0] if isinstance(prompt, str) else clips
 
@@ -199,7 +252,8 @@ class TextToVideo:
 
 
 def load(source: str | os.PathLike | None = None, dtype: str | torch.dtype | None = None,
-         device: str | torch.device | None = None) -> TextToVideo:
+         device: str | torch.device | None = None, vae_dtype: str | torch.dtype | None = None,
+         tokenizer: str = "open_clip", offload: str | None = None) -> TextToVideo:
     """Loads a model: the mini model that comes with the package, that of a folder, or one of the Hugging Face Hub.
 
     source: None for the mini model; a folder that `TextToVideo.save` wrote, or one with released weights in the
@@ -207,12 +261,20 @@ def load(source: str | os.PathLike | None = None, dtype: str | torch.dtype | Non
     dtype: "float32" (the default, whatever the files hold), "float16", "bfloat16", "float64", or a torch.dtype.
     device: where the networks run, the CPU by default. Weights are mapped from the file, not copied, where
         their number type allows; otherwise they are converted one by one. There is never a second copy.
+    vae_dtype: the autoencoder's number type, `dtype` by default. "float32" where it overflows in float16.
+    tokenizer: "open_clip", the original's; or "hub", what transformers makes of the files on the Hub, which reads
+        "!" and a few other things differently (`text.HubTokenizer`): for numbers that equal those of diffusers.
+    offload: "parts" or "blocks" for a device that cannot hold all networks at once (see `TextToVideo.offload`).
 
+    Of the released weights it says on the standard error what they cannot do, once (`limits.NOTE`).
     Raises FileNotFoundError for a missing file and ValueError for a damaged one, for one that carries code
     (nothing of it is run), or one whose tensors are not those of the configuration. Nothing is loaded then.
     """
     folder, name = WEIGHTS if source is None else Path(source), None
     dtype, device = _number_type(dtype), torch.device("cpu" if device is None else device)
+    vae_dtype = dtype if vae_dtype is None else _number_type(vae_dtype)
+    if tokenizer not in TOKENIZERS:
+        raise ValueError(f"tokenizer {tokenizer!r} is unknown; choose one of {', '.join(TOKENIZERS)}")
     half = dtype.itemsize == 2
     if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         from .hub import fetch
@@ -220,8 +282,15 @@ def load(source: str | os.PathLike | None = None, dtype: str | torch.dtype | Non
     stored = layouts.open_model(folder, half)
     parts = {network: stored.part(network) for network in NETWORKS}      # all is accounted for before any is loaded
     for network, part in parts.items():
-        stored.networks[network].load_state_dict(part.tensors(dtype, device), strict=True, assign=True)
-    return TextToVideo(replace(stored.config, name=name or stored.config.name), **stored.networks)
+        tensors = part.tensors(vae_dtype if network == "autoencoder" else dtype, "cpu" if offload else device)
+        stored.networks[network].load_state_dict(tensors, strict=True, assign=True)
+    pipe = TextToVideo(replace(stored.config, name=name or stored.config.name), **stored.networks)
+    pipe.tokenizer = TOKENIZERS[tokenizer](pipe.config.text)
+    if offload is not None:
+        pipe.offload(device, offload)
+    if limits.is_released(pipe.config.text):
+        limits.tell()
+    return pipe
 
 
 def _is_watched() -> bool:

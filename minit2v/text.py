@@ -18,10 +18,12 @@ Source of the original: `FrozenOpenCLIPEmbedder` in modelscope, models/multi_mod
 
 import gzip
 import math
+import unicodedata
 import warnings
 from collections import Counter
 from pathlib import Path
 
+import regex
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -60,6 +62,10 @@ class Tokenizer:
                              f"set vocab_size={self.bpe.vocab_size} or learn the merges anew")
         self.sot, self.eot = self.bpe.all_special_ids
 
+    def encode(self, text: str) -> list[int]:
+        """One text -> its tokens, as many as there are, without start and end."""
+        return self.bpe.encode(text)
+
     def __call__(self, texts: str | list[str]) -> Tensor:
         """N texts -> (N, L) int64: start of text, tokens, end of text, then zeros up to L = context_length.
 
@@ -69,7 +75,7 @@ class Tokenizer:
         room = self.config.context_length - SPECIAL_TOKENS
         tokens = torch.zeros(len(texts), self.config.context_length, dtype=torch.long)        # (N, L)
         for row, text in zip(tokens, texts):
-            ids = self.bpe.encode(text)
+            ids = self.encode(text)
             if len(ids) > room:
                 warnings.warn(f"the prompt has {len(ids)} tokens, but only {room} fit; this was cut off: "
                               f"\"{self._text(ids[room:])}\"", stacklevel=2)
@@ -88,6 +94,45 @@ class Tokenizer:
 
     def _text(self, ids: list[int]) -> str:
         return self.bpe.decode(ids).strip(" \ufffd")      # U+FFFD stands for half a Chinese character
+
+
+class HubTokenizer(Tokenizer):
+    """What transformers makes of the tokenizer files on the Hub, for numbers that equal those of diffusers.
+
+    The two tokenizers share vocabulary and merges; most prompts get the same tokens. The files on the Hub differ in
+    three ways, the first of them a slip (special_tokens_map.json has "!" as padding, which is token 0):
+        a "!" anywhere is the padding token, where open_clip has one of its own for it;
+        <|startoftext|> and <|endoftext|> in a prompt are the special tokens, where open_clip spells its own otherwise;
+        HTML entities, ligatures and curly quotes stay as they are (no ftfy, no unescaping), accents are composed.
+    Equal, token for token, to CLIPTokenizer of transformers 5 (class of the same name, normalizer and pre_tokenizer).
+    """
+
+    WORD = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+")
+    SPECIAL = regex.compile(r"(<\|startoftext\|>|<\|endoftext\|>)")
+
+    def __init__(self, config: TextConfig):
+        super().__init__(config)
+        if config.merges is not None:
+            raise ValueError(f"the Hub's tokenizer is CLIP's, but this model has a vocabulary of its own "
+                             f"({config.merges}); use tokenizer=\"open_clip\"")
+
+    def encode(self, text: str) -> list[int]:
+        ids = []
+        for i, part in enumerate(text.split("!")):
+            ids += [0] if i else []                       # the "!" before this part
+            part = unicodedata.normalize("NFC", part)
+            lower = "".join(letter.lower() for letter in part)          # letter by letter: no final sigma
+            for piece in self.SPECIAL.split(lower):
+                if self.SPECIAL.fullmatch(piece):
+                    ids.append(self.sot if "start" in piece else self.eot)
+                    continue
+                for word in self.WORD.findall(piece):
+                    letters = "".join(self.bpe.byte_encoder[byte] for byte in word.encode("utf-8"))
+                    ids += [self.bpe.encoder[token] for token in self.bpe.bpe(letters).split(" ")]
+        return ids
+
+
+TOKENIZERS = {"open_clip": Tokenizer, "hub": HubTokenizer}
 
 
 def learn_merges(words: dict[tuple[str, bool], int], vocab_size: int) -> list[tuple[str, str]]:

@@ -137,7 +137,7 @@ def test_chunked_decode_equals_whole(chunk):
         whole = vae.decode(latents, chunk=10)
         assert batches == [10]
         parts = vae.decode(latents, chunk=chunk)
-    assert max(batches[1:]) == (chunk or 8) and sum(batches[1:]) == 10
+    assert max(batches[1:]) == (chunk or 4) and sum(batches[1:]) == 10
     assert (parts - whole).abs().max() <= 1e-5
 
 

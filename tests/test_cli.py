@@ -46,7 +46,8 @@ def test_generate_writes_every_kind_of_file(weights, tmp_path):
     settings = video.read_settings(outputs[0])
     assert settings == {"prompt": "red circle", "negative_prompt": "", "num_frames": 3, "height": 16, "width": 16,
                         "seed": 3, "eta": 0.0, "num_inference_steps": 2, "guidance_scale": 9.0, "sampler": "ddim",
-                        "spacing": None, "dtype": "float32", "model": "tiny", "minit2v": minit2v.__version__, "fps": 8}
+                        "spacing": None, "rounding": "round", "dtype": "float32", "model": "tiny",
+                        "minit2v": minit2v.__version__, "fps": 8}
 
 
 def test_generate_as_json(weights, tmp_path, capsys):
@@ -137,6 +138,7 @@ def test_choices_are_those_of_the_library():
     """The parser repeats a few lists so as not to import torch; they must not drift."""
     from minit2v import pipeline
     assert cli.SAMPLERS == tuple(pipeline.SPACINGS) and cli.ENDINGS == video.ENDINGS
+    assert cli.TOKENIZERS == tuple(pipeline.TOKENIZERS)
     for name in cli.DTYPES:
         assert pipeline._number_type(name) == getattr(torch, name)
 

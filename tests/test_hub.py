@@ -18,7 +18,7 @@ import pytest
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from minit2v import cli, hub
+from minit2v import cli, hub, limits
 
 ID = "someone/tiny-model"
 LFS = (".safetensors", ".bin", ".pth", ".ckpt")
@@ -353,13 +353,15 @@ def test_small_files_are_checked_too(server, cache):
         hub.fetch(ID)
 
 
-def test_a_released_file_must_be_the_released_one(server, cache, monkeypatch):
+def test_a_released_file_must_be_the_released_one(server, cache, monkeypatch, capsys):
     repo = diffusers_repo()
     for hub_id in (ID, "Someone/Other-Case"):
         server.repos[hub_id] = repo
     facts = {"bytes": 30_000, "sha256": hashlib.sha256(repo.files[UNET]).hexdigest()}
     monkeypatch.setattr(hub, "RELEASED", {"repo_ids": [ID, "someone/other-case"], "files": {UNET: facts}})
+    limits.tell.cache_clear()
     hub.fetch(ID)
+    assert capsys.readouterr().err.count(limits.NOTE) == 1                       # what the weights cannot do
     for what, value in (("sha256", "0" * 64), ("bytes", 7)):
         monkeypatch.setitem(hub.RELEASED["files"], UNET, {**facts, what: value})
         for hub_id in (ID, "Someone/Other-Case"):

@@ -126,6 +126,30 @@ def test_latents_are_the_start_noise(pipe):
     assert pipe("red circle", latents=wide, **STEPS).shape == (2, 8, 24, 3)                   # sizes follow
 
 
+def test_both_roundings(pipe):
+    """The same decoded numbers, computed here, to the nearest colour or cut off as in the original."""
+    with torch.inference_mode():
+        frames = pipe.autoencoder.decode(last_latents(pipe, "red circle", sampler="dpm++"))[0]     # ends at x0 itself
+    levels = (frames.clamp(-1, 1) + 1).permute(1, 2, 3, 0) * 127.5                                # (F, H, W, 3)
+    for rounding, expected in (("round", levels.round()), ("truncate", levels.floor())):
+        clip = pipe("red circle", sampler="dpm++", rounding=rounding, **STEPS)
+        assert (clip.float() - expected).abs().max() <= 1 and (clip.float() != expected).float().mean() < 0.01
+    assert 0.3 < (levels.round() != levels.floor()).float().mean() < 0.7
+
+
+def test_both_spacings(pipe):
+    """Three steps do not divide 1000: the original visits 999, 667, 334 and 1, diffusers 667, 334 and 1."""
+    counts = {}
+    for spacing in ("modelscope", "leading"):
+        seen = []
+        pipe("red circle", spacing=spacing, num_inference_steps=3, progress=False, on_step=lambda i, x0: seen.append(i))
+        counts[spacing] = len(seen)
+    assert counts == {"modelscope": 4, "leading": 3}
+    four = {name: pipe("red circle", spacing=name, **STEPS) for name in ("modelscope", "leading", "linspace")}
+    assert torch.equal(four["modelscope"], four["leading"])           # 4 divides 1000: one list
+    assert not torch.equal(four["modelscope"], four["linspace"])
+
+
 def test_guidance_and_negative_prompt_matter(pipe):
     plain = last_latents(pipe, "red circle", guidance_scale=1.0)
     assert (last_latents(pipe, "red circle", guidance_scale=4.0) - plain).abs().max() > 1e-2
@@ -167,6 +191,7 @@ def test_half_precision_stays_near(pipe, saved):
     ({"num_inference_steps": 1001}, r"num_inference_steps is 1001"),
     ({"sampler": "euler"}, r"'euler' is unknown.*ddim, ddpm, dpm\+\+"),
     ({"spacing": "wide"}, r"'wide' is unknown.*linspace"),
+    ({"rounding": "up"}, r"\"round\" or \"truncate\", not 'up'"),
     ({"guidance_scale": float("nan")}, r"guidance_scale is nan.*finite"),
     ({"guidance_scale": float("inf")}, r"guidance_scale is inf"),
     ({"eta": 1.5}, r"eta is 1.5.*between 0 and 1"),
@@ -333,6 +358,19 @@ def test_bad_configurations_are_named(copy, text):
     (copy / "config.json").write_text(text)
     with pytest.raises(ValueError, match="config.json is not a model's configuration"):
         load(copy)
+
+
+def test_tokenizer_of_the_hub(tmp_path, saved):
+    config = make_pipe(tmp_path).config
+    config = replace(config, text=TextConfig(width=16, heads=2, layers=2))         # CLIP's own vocabulary
+    folder = TextToVideo(config, **networks(config)).save(tmp_path / "clip")
+    ours, hub = load(folder), load(folder, tokenizer="hub")
+    assert torch.equal(ours.encode_text(["red"]), hub.encode_text(["red"]))
+    assert not torch.equal(ours.encode_text(["red!"]), hub.encode_text(["red!"]))
+    with pytest.raises(ValueError, match="'clip' is unknown; choose one of open_clip, hub"):
+        load(folder, tokenizer="clip")
+    with pytest.raises(ValueError, match="vocabulary of its own"):
+        load(saved, tokenizer="hub")
 
 
 def test_bad_number_type(saved):

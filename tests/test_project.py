@@ -42,24 +42,25 @@ def test_dependencies_are_listed_once_with_a_lower_bound_and_a_reason(pyproject)
     requirements = [r for group in (pyproject["project"]["dependencies"], *extras.values()) for r in group]
     names = [name_of(r) for r in requirements]
     assert len(set(names)) == len(names)
-    assert {"diffusers", "transformers"} <= {name_of(r) for r in extras["test"]}  # peers
+    assert {"diffusers"} <= {name_of(r) for r in extras["test"]} and "transformers" in names     # peers
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     for requirement in requirements:
-        if requirement != "minit2v[course]":
+        if requirement != "minit2v[course,translate]":
             assert re.fullmatch(r"[A-Za-z0-9_-]+>=[0-9.]+", requirement), f"{requirement}: a lower bound and no pin"
             assert re.search(rf'"{re.escape(requirement)}", +# .{{10,}}', text), f"{requirement} needs a reason"
 
 
 def test_what_is_imported_is_declared(pyproject):
     declared = {name_of(r) for r in pyproject["project"]["dependencies"]}
-    course = declared | {name_of(r) for r in pyproject["project"]["optional-dependencies"]["course"]}
+    extras = pyproject["project"]["optional-dependencies"]
+    course = declared | {name_of(r) for extra in ("course", "translate") for r in extras[extra]}
     for path in MODULES:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else (
                 [node.module] if isinstance(node, ast.ImportFrom) and node.level == 0 else [])
             for name in {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"minit2v"}:
-                allowed = declared if node in tree.body else course   # inside a function: only notebooks need it
+                allowed = declared if node in tree.body else course   # inside a function: not all need it
                 assert name_of(IMPORTED_AS.get(name, name)) in allowed, f"{path.name} imports {name}"
 
 

@@ -13,7 +13,7 @@ from open_clip.transformer import TextTransformer
 
 from minit2v import checkpoints as rules
 from minit2v.config import TextConfig, modelscope_1_7b
-from minit2v.text import ContrastiveText, TextEncoder, Tokenizer, learn_merges, write_merges
+from minit2v.text import ContrastiveText, HubTokenizer, TextEncoder, Tokenizer, learn_merges, write_merges
 
 NAMES = json.loads(gzip.decompress((Path(__file__).parent / "data" / "vae_text_names.json.gz").read_bytes()))
 SMALL = [
@@ -180,6 +180,68 @@ def test_decode(clip_tokenizer):
     assert clip_tokenizer.decode(clip_tokenizer("A red circle moves")[0]) == "a red circle moves"
     assert clip_tokenizer.decode(clip_tokenizer("一个红色的圆")[0]) == "一个红色的圆"
     assert clip_tokenizer.decode([320, 736]) == "a red"
+
+
+HUB_FILES = {                                             # as released, but for notes that nobody reads
+    "special_tokens_map.json": {
+        **{name: {"content": content, "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+           for name, content in (("bos_token", "<|startoftext|>"), ("eos_token", "<|endoftext|>"),
+                                 ("unk_token", "<|endoftext|>"))}, "pad_token": "!"},
+    "tokenizer_config.json": {
+        "add_prefix_space": False, "do_lower_case": True, "errors": "replace", "model_max_length": 77,
+        **{name: {"__type": "AddedToken", "content": content, "lstrip": False, "normalized": True, "rstrip": False,
+                  "single_word": False} for name, content in (("bos_token", "<|startoftext|>"),
+                                                              ("eos_token", "<|endoftext|>"),
+                                                              ("unk_token", "<|endoftext|>"))},
+        "pad_token": "<|endoftext|>", "tokenizer_class": "CLIPTokenizer"}}
+ONLY_HERE_DIFFERENT = [                                   # prompts that the two tokenizers read differently
+    "Wow!", "stop!!! now", "! a red circle", "hi!there", "a<|endoftext|>b", "<|startoftext|>", "x <|ENDOFTEXT|> y",
+    "<end_of_text>", "ΟΔΟΣ İ", "<b>html &amp; entities</b>", "&lt;p&gt;", "“curly quotes” and ﬁ ligature",
+    "１２３ ＡＢＣ", "dog’s life",
+]
+ALIKE = ["", "a red circle moves right", "it's 2 squares: don't blink...", "一个红色的圆", "cafe\u0301 NAÏVE",
+         "((<start_of_text>))", "a_b-c/d\\e", "  tabs\tand\nlines ", "x² + ½ = Ⅷ", "emoji 🎈🏳️‍🌈 flies",
+         "I'LL we've 'tis o'clock ''", "हिन्दी", "$%^&*()[]{}", "mp4 1080p", "word " * 90]
+
+
+@pytest.fixture(scope="module")
+def hub_files(tmp_path_factory):
+    """The tokenizer's folder on the Hub, written from open_clip's own table."""
+    folder, bpe = tmp_path_factory.mktemp("tokenizer"), open_clip.tokenizer.SimpleTokenizer()
+    vocabulary = {token: i for i, token in enumerate([*list(bpe.encoder)[:-2], "<|startoftext|>", "<|endoftext|>"])}
+    merges = ["#version: 0.2", *(" ".join(pair) for pair in bpe.bpe_ranks)]
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(merges), encoding="utf-8")
+    for name, values in HUB_FILES.items():
+        (folder / name).write_text(json.dumps(values))
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:the prompt has")
+def test_hub_tokenizer_is_that_of_transformers(hub_files, clip_tokenizer):
+    transformers = pytest.importorskip("transformers")
+    peer = getattr(transformers, "CLIPTokenizerFast", transformers.CLIPTokenizer).from_pretrained(hub_files)
+    prompts = [*ONLY_HERE_DIFFERENT, *ALIKE, *PROMPTS, LONG]
+    expected = peer(prompts, padding="max_length", truncation=True, max_length=77, return_tensors="pt").input_ids
+    found = HubTokenizer(TextConfig())(prompts)
+    wrong = [prompt for prompt, a, b in zip(prompts, found, expected) if not torch.equal(a, b)]
+    assert not wrong and found.dtype == torch.long
+    original = clip_tokenizer(prompts)
+    assert torch.equal(original, open_clip.get_tokenizer("ViT-H-14")(prompts))
+    alike = [prompt for prompt, a, b in zip(prompts, found, original) if torch.equal(a, b)]
+    assert not set(alike) & set(ONLY_HERE_DIFFERENT) and set(alike) >= set(ALIKE)
+
+
+def test_an_exclamation_mark_is_padding_on_the_hub():
+    """Frozen: what open_clip calls 256, "!" at the end of a word, is the padding token 0 there."""
+    ours, hub = Tokenizer(TextConfig())("red!")[0], HubTokenizer(TextConfig())("red!")[0]
+    assert ours[:4].tolist() == [49406, 736, 256, 49407] and hub[:4].tolist() == [49406, 736, 0, 49407]
+    assert not ours[4:].any() and not hub[4:].any()
+
+
+def test_hub_tokenizer_is_for_clips_vocabulary(tmp_path):
+    with pytest.raises(ValueError, match='vocabulary of its own.*tokenizer="open_clip"'):
+        HubTokenizer(tiny_tokenizer(tmp_path).config)
 
 
 # ---- merges ----------------------------------------------------------------------------------------------------

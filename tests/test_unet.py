@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from minit2v.attention import PLAIN_KEYS, FeedForward, attend
+from minit2v.attention import PLAIN_KEYS, ROWS, FeedForward, attend
 from minit2v.checkpoints import (
     unet_from_diffusers,
     unet_from_modelscope,
@@ -20,6 +20,7 @@ from minit2v.checkpoints import (
 )
 from minit2v.config import UNetConfig, mini, modelscope_1_7b
 from minit2v.unet import TemporalConv, UNet, timestep_embedding
+from minit2v.upsample import doubled_conv
 
 # Small relatives of the two models. 32 groups and 8 input heads, because diffusers allows nothing else.
 LIKE_MINI = UNetConfig(channels=32, multipliers=(1, 2, 3), res_blocks=1, attention=(True, True, False), head_dim=8,
@@ -159,9 +160,11 @@ def test_gradients_equal_diffusers():
 
 
 @pytest.mark.parametrize("keys", [5, PLAIN_KEYS + 1])
-def test_attend_is_the_formula(keys):
+@pytest.mark.parametrize("training", [False, True])
+def test_attend_is_the_formula(keys, training):
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 3, n, 8, generator=generator, dtype=torch.float64) for n in (6, keys, keys))
+    q.requires_grad_(training)
     scores = torch.einsum("bhqd,bhkd->bhqk", q, k) / math.sqrt(8)
     weights = scores.exp() / scores.exp().sum(-1, keepdim=True)
     assert (attend(q, k, v) - torch.einsum("bhqk,bhkd->bhqd", weights, v)).abs().max() < 1e-12
@@ -169,11 +172,26 @@ def test_attend_is_the_formula(keys):
 
 def test_feed_forward_is_geglu():
     ff = FeedForward(4).double()
-    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = torch.randn(3, ROWS - 2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     wide = x @ ff.proj.weight.T + ff.proj.bias
-    value, gate = wide[:, :16], wide[:, 16:]
+    value, gate = wide[..., :16], wide[..., 16:]
     gated = value * gate * 0.5 * (1 + torch.erf(gate / math.sqrt(2)))
-    assert (ff(x) - (gated @ ff.out.weight.T + ff.out.bias)).abs().max() < 1e-12
+    expected, rows = gated @ ff.out.weight.T + ff.out.bias, []
+    assert (ff(x) - expected).abs().max() < 1e-12
+    ff.out.register_forward_hook(lambda module, args, output: rows.append(len(args[0])))
+    with torch.no_grad():                                             # some tokens at a time, across the samples
+        assert (ff(x) - expected).abs().max() < 1e-12
+    assert rows == [ROWS, ROWS, ROWS - 6]
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (3, 4)])
+def test_doubled_convolution_is_a_doubling_and_a_convolution(height, width):
+    conv = nn.Conv2d(3, 5, 3, padding=1).double()
+    x = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = conv(x.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    found = doubled_conv(x, conv)
+    assert found.shape == expected.shape and (found - expected).abs().max() < 1e-12
+    assert found.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_timestep_embedding():
