@@ -751,13 +751,13 @@ figures.strip(back, scale=2, alt="Large, broken discs of green dots on black, wh
 # %% [markdown]
 # ## Exercises
 #
-# These are the exercises of this chapter. Their notebook, with checks and hints, is still to come.
+# Their notebook, with checks and hints, is [exercises/01_video_as_tensors](../exercises/01_video_as_tensors.ipynb).
 #
-# 1. **A ring.** Draw an outlined circle out of its signed distance, with one absolute value.
-# 2. **A pendulum.** Add a motion to `state`: a swing from left to right and back, slower at its ends.
-# 3. **Unmix.** You are given clips that went through `(f b)` and `(b f)`. Find the pattern that brings them back.
-# 4. **The flip book.** Write the film strip for two clips, one below the other, as a single `rearrange`.
-# 5. **Fool the referee.** Make a clip that any person would call a moving square, and that it cannot read.
+# 1. **A ring** (build). Draw an outlined circle out of its signed distance, with one absolute value.
+# 2. **A pendulum** (build). Write a motion as a formula of time: a swing, slower at its ends.
+# 3. **The flip book** (build). Write the film strip for several clips, one below the other, as a single `rearrange`.
+# 4. **Unmix** (repair). Clips were folded as `(f n)` and unfolded as `(n f)`. Find the pattern that brings them back.
+# 5. **How heavy is a clip?** (explore). Predict its bytes, then compute them.
 
 # %% [markdown]
 # ## References

@@ -221,6 +221,17 @@ def test_play_is_an_animated_png():
         assert image.convert("RGB").getpixel((0, 0)) == (60 * index,) * 3 and image.info["duration"] == 125
 
 
+def test_play_shares_256_colours():
+    clip = torch.randn(16, 8, 8, 3, generator=torch.Generator().manual_seed(0)).cumsum(0).mul(20).add(128).clamp(0, 255)
+    image = opened(figures.play(clip.to(torch.uint8), ALT, scale=1))
+    frames = []
+    for index in range(16):
+        image.seek(index)
+        frames.append(torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8).view(8, 8, 3))
+    away = (torch.stack(frames) - clip).abs()
+    assert image.mode == "P" and away.mean() < 12                     # the worst there is: colours all over the cube
+
+
 def test_plots_are_small_and_the_same_each_time():
     grid = torch.linspace(-1, 2, 64).view(8, 8)
     first = figures.heat([grid, grid.abs()], ALT, titles=["a", "b"], values=True, contour=0.0)
@@ -228,6 +239,26 @@ def test_plots_are_small_and_the_same_each_time():
     assert first.png == again.png and len(first.png) < 100_000
     assert opened(first).width == pytest.approx(first.width * figures.DPI / 100, abs=2)
     opened(figures.plot({"up": grid[0], "down": -grid[0]}, ALT, x=torch.arange(8), colours=["red", "blue"]))
+
+
+def test_stations_stand_below_one_another():
+    grid, frame = torch.linspace(-1, 1, 32).view(4, 8), torch.full((8, 16, 3), 230, dtype=torch.uint8)
+    stops = [("prompt", "", "a red circle"), ("noise", "(4, 8)", grid), ("frames", "(8, 16, 3)", frame)]
+    image = opened(figures.stations(stops, ["seed", "decoder"], ALT)).convert("RGB")
+    assert image.height > image.width * (4 / 8 + 8 / 16) * 5 / 7.2        # both pictures at their width, and more
+    middle = [image.getpixel((round(image.width * 0.6), y)) for y in range(image.height)]
+    assert middle.count((230, 230, 230)) == pytest.approx(5 * 8 / 16 * figures.DPI, rel=0.05)
+    with pytest.raises(ValueError, match="1 ways between 3 stops"):
+        figures.stations(stops, ["seed"], ALT)
+
+
+def test_tinted_maps_are_pictures_for_a_strip():
+    pictures = figures.tint(torch.tensor([[[-9.0, -2.5, 0.0, 2.5]]]), scale=4)
+    assert pictures.shape == (1, 4, 16, 3) and pictures.dtype == torch.uint8
+    far, full, zero, above = pictures[0, 0, ::4].int()
+    assert torch.equal(far, full) and zero.min() > 240                    # nothing beyond the limit; zero is white
+    assert full[2] > full[1] and above[0] > above[2]                      # purple below, orange above
+    opened(figures.strip(pictures, ALT))
 
 
 def test_a_picture_without_a_description_is_refused():
