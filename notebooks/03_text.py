@@ -990,15 +990,15 @@ print(f"64 different captions, largest difference: {(u - u[0]).abs().max():.4f}"
 # %% [markdown]
 # ## Exercises
 #
-# These are the exercises of this chapter. Their notebook, with checks and hints, is still to come.
+# Their notebook, with checks and hints, is [exercises/03_text](../exercises/03_text.ipynb).
 #
-# 1. **Unmerge.** Write `decode` yourself: from token numbers back to bytes, and from bytes to text.
-# 2. **A mask for two.** Build one mask that is causal *and* hides the padding, and find out what still changes.
-# 3. **The loss, one direction only.** Train with the captions' half of the loss alone. Which retrieval suffers?
-# 4. **A third language.** Write captions in a language that you speak, learn merges, and train. How many steps does it
-#    need to find its clips?
-# 5. **Repair.** A tower finds its clips in batches of 64, but always confuses growing and shrinking. Build the batches
-#    that cure it.
+# 1. **One merge** (build). Count, choose, join: one step of byte-pair encoding. A hundred of them make the package's
+#    merges.
+# 2. **A mask for two** (build). Attention weights that look neither ahead nor at the padding.
+# 3. **Which belongs to which** (build). CLIP's loss, both ways, from vectors of any length.
+# 4. **One block too many** (repair). A text encoder of the right shapes, from which the video network draws something
+#    else.
+# 5. **What colours are worth** (explore). Predict the loss of a network that knows colours and nothing else.
 
 # %% [markdown]
 # ## References

@@ -988,17 +988,13 @@ for name in ("softmax over the cells", "skip before input", "no time", "one norm
 # %% [markdown]
 # ## Exercises
 #
-# These are the exercises of this chapter. Their notebook, with checks and hints, is still to come.
+# Their notebook, with checks and hints, is [exercises/05_image_unet](../exercises/05_image_unet.ipynb).
 #
-# 1. **Heads by hand (build).** Write multi-head cross-attention with nothing but `one_head` and linear layers, and load
-#    the weights of an `Attention` into it.
-# 2. **Scale and shift (build).** In later models the time also *multiplies* the channels. Write such a residual block,
-#    so that it equals ours as long as the new weights are zero.
-# 3. **Find the faults (repair).** A UNet with three mistakes loads all weights strictly. Compare it station by station
-#    with the right one, and mend it.
-# 4. **The other words (explore).** Which head reads the ground's word, and where? What do the padding tokens do?
-# 5. **A U without skips (explore).** Train with skips of zeros. What do the pictures lose, and how much does the loss
-#    show?
+# 1. **Attention** (build). The formula with a matrix product and a softmax.
+# 2. **Words for pixels** (build). Several heads of it, as a module into which trained weights fit.
+# 3. **The gate on the wrong side** (repair). A feed-forward layer loads its weights and draws the wrong colours.
+# 4. **The residual block** (build). Yours goes into the trained UNet, and the same clip comes out.
+# 5. **What a sentence costs** (explore). Count the parameters of a cross-attention by hand.
 
 # %% [markdown]
 # ## References
