@@ -154,8 +154,8 @@ check("05.resblock", ResBlock)
 #
 # *Explore · easy · 10 minutes · 1 point.* Why it matters: the released model has sixteen such layers for the words.
 #
-# How many parameters has a `CrossAttention` of the width that `task` gives you, reading words of 1024 numbers? Compute
-# it by hand before you count.
+# How many parameters has a `CrossAttention` of the `width` that `task` gives you, reading words of `context_width`
+# numbers? Compute it by hand before you count.
 
 # %%
 task("05.words")
@@ -167,7 +167,7 @@ answer_words = sum(p.numel() for p in CrossAttention(heads=8, **task("05.words")
 check("05.words", answer_words)
 
 # %% [markdown] tags=["solution"]
-# Two square matrices for the pixels' side, two of width times 1024 for the words', and one bias.
+# Two square matrices for the pixels' side, two of width times context width for the words', and one bias.
 
 # %% [markdown]
 # ## The model runs on your code

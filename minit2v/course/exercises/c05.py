@@ -306,7 +306,7 @@ RESBLOCK = Exercise(
 # 05.words
 
 def _words(rng):
-    return {"width": rng.choice((320, 640, 1280)), "context_width": 1024}
+    return {"width": rng.choice((320, 640, 1280)), "context_width": rng.choice((512, 768, 1024))}
 
 
 WORDS = Exercise(
