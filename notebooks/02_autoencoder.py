@@ -707,8 +707,7 @@ for c in range(4):
 #
 # And the blur? There is a second trick. When the latents are settled, the *decoder alone* is trained further, on
 # latents with little noise, such as the UNet will hand it. It gets sharp again, and no latent changes. (For
-# Stable Diffusion, too, there is a decoder that was finished in this way; it is known as ft-MSE.) You do it in an
-# exercise.
+# Stable Diffusion, too, there is a decoder that was finished in this way; it is known as ft-MSE.)
 
 # %% [markdown]
 # ## 9 · Why 0.18215: latents of unit size
@@ -1026,13 +1025,16 @@ print("by mean, frames alike:", torch.allclose(by_mean[0], by_mean[9], atol=1e-4
 # %% [markdown]
 # ## Exercises
 #
-# These are the exercises of this chapter. Their notebook, with checks and hints, is still to come.
+# Their notebook, with checks and hints, is [exercises/02_autoencoder](../exercises/02_autoencoder.ipynb).
 #
-# 1. **Two clouds** (build). Write the KL divergence between *any* two Gaussians; the DDPM of chapter 04 needs it.
-# 2. **Finish the decoder** (build). Freeze the encoder of the strong pull, and train its decoder alone to sharpness.
-# 3. **A bad port** (repair). You are given an autoencoder with two of the mistakes of section 14. Find both by looking.
-# 4. **The attention of the middle** (build). Write `PixelAttention` with einsum alone; it must fit the shipped weights.
-# 5. **Paint** (explore). Find the direction in latent space that turns red things blue, and leaves the ground alone.
+# 1. **A point of the cloud** (build). From the encoder's eight channels to four that are drawn, past the dice.
+# 2. **Two clouds** (build). The KL divergence between *any* two Gaussians; the DDPM of chapter 04 needs it.
+# 3. **A bad port** (repair). All shapes fit, and every picture comes out further right and down. Find the cause.
+# 4. **One look at everything** (build). Write the attention of the middle with einsum alone; it must fit the shipped
+#    weights.
+# 5. **How far off?** (explore). Predict by how many pixels a wrong padding moves the picture.
+#
+# At the end the shipped model encodes and decodes a clip on your own classes.
 
 # %% [markdown]
 # ## References
