@@ -122,8 +122,8 @@ check("01.unmix", unmix)
 #
 # *Explore · easy · 5 minutes · 1 point.* Why it matters: memory is the first thing that video runs out of.
 #
-# `task` gives you a size. How many bytes does one such clip take as a network sees it, in float32? Predict first, then
-# compute, and write the number into `answer_bytes`.
+# `task` gives you a size in pixels, each of three colours. How many bytes does one such clip take in float32? Predict
+# first, then compute, and write the whole number (bytes, not MB) into `answer_bytes`.
 
 # %%
 task("01.bytes")

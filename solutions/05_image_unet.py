@@ -111,9 +111,10 @@ check("05.geglu", geglu)
 #
 # *Build · hard · 25 minutes · 3 points.* Why it matters: it is the brick of the whole U.
 #
-# Norm, SiLU, convolution of 3 x 3; then the time `emb`, through SiLU and `time_proj`, is added to each channel; norm,
-# SiLU, dropout, convolution. The input goes around all of it, through `shortcut`: a convolution of 1 x 1, or nothing
-# where the number of channels stays. Names: `norm1`, `conv1`, `time_proj`, `norm2`, `dropout`, `conv2`, `shortcut`.
+# Norm (`nn.GroupNorm(groups, ...)`, its eps as it is), SiLU, convolution of 3 x 3; then the time `emb`, through SiLU
+# and `time_proj`, is added to each channel; norm, SiLU, dropout, convolution. The input goes around all of it, through
+# `shortcut`: a convolution of 1 x 1, or nothing where the number of channels stays. Names: `norm1`, `conv1`,
+# `time_proj`, `norm2`, `dropout`, `conv2`, `shortcut`.
 
 # %%
 class ResBlock(nn.Module):
@@ -140,7 +141,7 @@ class ResBlock(nn.Module):
         ### END SOLUTION
 
 
-tuple(ResBlock(4, 6, 7, 2, 0.0)(torch.zeros(2, 4, 5, 5), torch.zeros(2, 7)).shape)         # (2, 6, 5, 5)
+tuple(ResBlock(4, 6, 7, 2, 0.0)(torch.zeros(2, 4, 6, 6), torch.zeros(2, 7)).shape)         # (2, 6, 6, 6)
 
 # %% tags=["nbval-check-output"]
 check("05.resblock", ResBlock)
@@ -176,6 +177,7 @@ check("05.words", answer_words)
 # weights, and the same clip must come out.
 
 # %%
+# mine = the class that shall stand in for ours
 ### BEGIN SOLUTION
 mine = ResBlock
 ### END SOLUTION

@@ -77,8 +77,9 @@ check("06.ddpm", ddpm_step)
 #
 # *Build · hard · 25 minutes · 3 points.* Why it matters: fifteen of these do the work of fifty of DDIM.
 #
-# `x0` is the guess at the time t, `before` the guess at the time before it, where alpha-bar was `bar_before`. Follow
-# the guess half a step on, then make the step.
+# `x0` is the guess at the time t, `before` the guess at the time before it, where alpha-bar was `bar_before`. The
+# guess changed by `x0 - before` over the last step. Follow this line half of the *coming* step on; measure both steps
+# in lambda = log(alpha / sigma), for they differ in length. Then make the step. `bar_s` is below 1.
 
 # %%
 def dpm_step(x: Tensor, x0: Tensor, before: Tensor, bar_before: float, bar_t: float, bar_s: float) -> Tensor:
@@ -91,7 +92,7 @@ def dpm_step(x: Tensor, x0: Tensor, before: Tensor, bar_before: float, bar_t: fl
     ### END SOLUTION
 
 
-dpm_step(one, one, one, 0.1, 0.3, 0.6)                       # 1.1165
+dpm_step(one, one, 0 * one, 0.1, 0.3, 0.6)                   # 1.2838
 
 # %% tags=["nbval-check-output"]
 check("06.dpm", dpm_step)
@@ -111,7 +112,7 @@ check("06.dpm", dpm_step)
 
 # %%
 def guide(without: Tensor, within: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance (Ho & Salimans 2022), in the form of the original. Tensors of one shape."""
+    """Classifier-free guidance (Ho & Salimans 2022), with the released model's scale: the paper's w + 1."""
     ### BEGIN SOLUTION
     return without + scale * (within - without)
     ### END SOLUTION
@@ -150,13 +151,15 @@ check("06.cost", answer_cost)
 # %% [markdown]
 # ## The model runs on your code
 #
-# No points, but the best moment. Write the loop around your step; `denoise(x, t)` answers with the clip and the noise,
-# and the times fall from t = 1000 to the end. `pipe.swap` then puts it in the place of the package's sampler, and the
-# same clip must come out.
+# No points, but the best moment. Write the loop around your step. `times` is a falling tensor of whole numbers (here
+# 992, 926, and so on down to 2 and 1, the original's list): ask at each but the last, and go from `times[i]` to
+# `times[i + 1]`. `denoise(x, t)` answers with (x0, eps), and `process.alphas_cumprod[t]` is alpha-bar at t. At eta = 0
+# the fresh noise does not count: hand in zeros. Return the last x. `pipe.swap` then puts your loop in the place of the
+# package's sampler, and the same clip must come out.
 
 # %%
 def my_ddim(denoise, process, x, times, eta=0.0, generator=None, on_step=None):
-    """Walks x down `times`, whole numbers, with your ddim_step; calls on_step(i, x0) after each step."""
+    """Walks x down `times` with your ddim_step, eta = 0; calls on_step(i, x0) after each step. Returns x."""
     ### BEGIN SOLUTION
     for i, (t, s) in enumerate(zip(times[:-1], times[1:])):
         x0, eps = denoise(x, t)
@@ -170,7 +173,8 @@ def my_ddim(denoise, process, x, times, eta=0.0, generator=None, on_step=None):
 pipe = minit2v.load()
 clip = pipe("a red circle moves right", num_inference_steps=15, progress=False)
 mine = pipe.swap(ddim=my_ddim)("a red circle moves right", num_inference_steps=15, progress=False)
-assert (clip.int() - mine.int()).abs().max() <= 1            # the last digit of a colour may be rounded otherwise
+same = (clip.int() - mine.int()).abs().max() <= 1            # the last digit of a colour may be rounded otherwise
+assert same, "not the same clip: look at the indices of alphas_cumprod, and at the last step"
 figures.strip([clip, mine], titles=["with the package's sampler", "with yours"],
               alt="Two film strips of the same clip, one made with each sampler. They look alike.")
 

@@ -156,6 +156,8 @@ def judge(exercise: Exercise, handed_in: Any, seed: int = 0) -> Result:
 def _judge_answer(exercise: Exercise, answer: Any, seed: int) -> Result:
     options = exercise.options(random.Random(f"{exercise.name} {seed}")) if exercise.options else {}
     right = exercise.oracle(**options)
+    if isinstance(right, int) and isinstance(answer, float) and answer.is_integer():
+        answer = int(answer)
     if not isinstance(answer, type(right)) and not (isinstance(right, float) and isinstance(answer, int)):
         return Result(exercise, WRONG, f"The answer should be {_kind(right)}; yours is {_kind(answer)}.")
     if not _compare(answer, right, exercise.tolerance):
@@ -310,7 +312,9 @@ def _compare_tensors(got: Any, right: Tensor, tolerance: float, what: str) -> st
         return None
     place = tuple(i.item() for i in (~near).nonzero()[0])
     nan = f", and {100 * (~a.isfinite()).double().mean().item():.0f} % are not even numbers" * (not a.isfinite().all())
-    return (f"{what} has the right shape, and {100 * near.double().mean().item():.0f} % of its values are right{nan}; "
+    share = 100 * near.double().mean().item()
+    share = "nearly all" if share > 99.4 else f"{share:.0f} %"
+    return (f"{what} has the right shape, and {share} of its values are right{nan}; "
             f"the first wrong one is at {place}: {a[place].item():.5g}.")
 
 

@@ -37,6 +37,10 @@ def _ring_squared(x, y, radius, thickness):
     return (x * x + y * y - radius).abs() - thickness / 2
 
 
+def _ring_inside_out(x, y, radius, thickness):
+    return thickness / 2 - (torch.hypot(x, y) - radius).abs()
+
+
 def _draw_ring(function=_ring_oracle):
     ys, xs = torch.meshgrid(*[(torch.arange(64, dtype=torch.float64) + 0.5) / 64 - 0.5] * 2, indexing="ij")
     cover = (0.5 - function(xs, ys, 0.3, 0.1) * 64).clamp(0, 1)
@@ -49,11 +53,12 @@ RING = Exercise(
     gradients=True, celebrate=_draw_ring,
     mistakes=(
         Mistake("whole thickness", _ring_whole, "Your ring is twice as thick as asked for: the band reaches half of "
-                "`thickness` to each side of the circle. (Chapter 01, the section on distances.)"),
+                "`thickness` to each side of the circle. (Chapter 01, section 3.)"),
         Mistake("no thickness", _ring_thin, "Your distance is nowhere negative, so nothing lies inside: that is a "
                 "line without any width. (Chapter 01: inside, a signed distance is below zero.)"),
         Mistake("a disc", _ring_disc, "That is a filled disc: the middle counts as inside. What makes the two sides of "
                 "a line look the same?"),
+        Mistake("inside out", _ring_inside_out, "The sign is turned round: within the band the distance is negative."),
         Mistake("squared", _ring_squared, "You compare a squared length with a radius. The distance to the centre is "
                 "the root of the sum of squares."),
     ),
@@ -90,6 +95,10 @@ def _pendulum_radians(t, middle, reach, period):
     return middle - reach * torch.cos(t / period)
 
 
+def _pendulum_half(t, middle, reach, period):
+    return middle - reach * torch.cos(math.pi * t / period)
+
+
 def _pendulum_often(t, middle, reach, period):
     return middle - reach * torch.cos(2 * math.pi * t * period)
 
@@ -113,6 +122,8 @@ PENDULUM = Exercise(
                 "speed, like a bounce between walls. A pendulum slows down before it turns."),
         Mistake("no turns", _pendulum_radians, "One period should be one whole turn of the circle. An angle for `cos` "
                 "is counted in radians: how many of these make a turn?"),
+        Mistake("half a turn", _pendulum_half, "Your pendulum needs two periods to come back. A swing is there *and* "
+                "back: a whole turn of the circle."),
         Mistake("period for frequency", _pendulum_often, "A longer `period` makes your pendulum faster. The period is "
                 "how many seconds a swing takes, there and back."),
     ),
@@ -145,6 +156,11 @@ def _flip_book_mirrored(clips):
     return rearrange(clips, "n f h w c -> (n w) (f h) c")
 
 
+def _flip_book_reshaped(clips):
+    n, f, h, w, _ = clips.shape
+    return clips.reshape(n * h, f * w, 3)
+
+
 def _flip_book_columns(clips):
     return rearrange(clips, "n f h w c -> (n h) (w f) c")
 
@@ -168,6 +184,8 @@ FLIP_BOOK = Exercise(
                 "first name changes slowest: which should, the frame or the pixel?"),
         Mistake("lying on its side", _flip_book_mirrored, "Every frame lies on its side: its height goes along the "
                 "sheet's width."),
+        Mistake("reshaped", _flip_book_reshaped, "`reshape` only breaks the lines elsewhere; it never moves a pixel. "
+                "(Chapter 01, the section on reshape and rearrange.)"),
         Mistake("columns dealt out", _flip_book_columns, "The rows are right, but along the width you have first all "
                 "first columns, then all second ones. In brackets the first name changes slowest."),
     ),

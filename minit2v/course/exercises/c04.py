@@ -42,6 +42,11 @@ def _schedule_sum(beta_start, beta_end, steps):
     return torch.cat([torch.ones(1, dtype=torch.float64), 1 - betas.cumsum(0)])
 
 
+def _schedule_single(beta_start, beta_end, steps):
+    betas = torch.linspace(beta_start ** 0.5, beta_end ** 0.5, steps) ** 2
+    return torch.cat([torch.ones(1), (1 - betas).cumprod(0)])
+
+
 def _draw_schedule(function=_schedule_oracle):
     return figures.plot({"alpha-bar": function(0.00085, 0.012, 1000)}, x=torch.arange(1001), xlabel="t",
                         alt="A curve that falls smoothly from 1 at t = 0 to nearly 0 at t = 1000, steepest before 500.")
@@ -50,12 +55,15 @@ def _draw_schedule(function=_schedule_oracle):
 SCHEDULE = Exercise(
     name="04.schedule", target="schedule", kind="build", title="The schedule", minutes=15, level=2,
     cases=lambda seed: [(0.00085, 0.012, 1000), (0.01, 0.3, 12)], oracle=_schedule_oracle, celebrate=_draw_schedule,
+    tolerance=1e-10,
     mistakes=(
         Mistake("linear in beta", _schedule_straight, "Your betas rise in a straight line. In the original their roots "
                 "do (\"scaled linear\"): there is less noise early on. (Chapter 04, the section on schedules.)"),
         Mistake("roots for betas", _schedule_roots, "Your betas are far too large: these are still their roots."),
         Mistake("no clean start", _schedule_short, "One entry is missing. At t = 0 nothing has been added yet, and the "
                 "product of no factors is a number, too."),
+        Mistake("in float32", _schedule_single, "Nearly right, but in float32. The task asks for float64: a thousand "
+                "factors are multiplied, and each rounds."),
         Mistake("a sum", _schedule_sum, "You add up the betas. But each step keeps a share of what the last one left, "
                 "and shares of shares multiply."),
     ),

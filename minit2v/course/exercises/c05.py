@@ -59,8 +59,7 @@ ATTENTION = Exercise(
     forbidden=("scaled_dot_product_attention", "MultiheadAttention", "multi_head_attention_forward", "attend"),
     mistakes=(
         Mistake("no scale", _attention_unscaled, "The scores are not scaled. With 64 numbers a head they would be "
-                "eight times too large, and the softmax would pick a single key. (Chapter 05, the section on one "
-                "head.)"),
+                "eight times too large, and the softmax would pick a single key. (Chapter 05, section 1.)"),
         Mistake("scaled by d", _attention_small, "You divide by the width of the head. A sum of d products grows only "
                 "like its root."),
         Mistake("softmax over the queries", _attention_columns, "Your weights sum to one over the queries. Each query "
@@ -124,6 +123,27 @@ class _CrossWide(_Cross):
         return (q @ k.transpose(-2, -1) * (q.shape[-1] * q.shape[1]) ** -0.5).softmax(-1)
 
 
+class _CrossReshaped(_Cross):
+    def forward(self, x, context):
+        q, k, v = (t.reshape(len(t), self.heads, t.shape[1], -1)
+                   for t in (self.to_q(x), self.to_k(context), self.to_v(context)))
+        return self.to_out(rearrange(self.weights(q, k) @ v, self.join))
+
+
+class _CrossUnmoved(_Cross):
+    def forward(self, x, context):
+        q, k, v = (rearrange(t, self.split, h=self.heads)
+                   for t in (self.to_q(x), self.to_k(context), self.to_v(context)))
+        return self.to_out((self.weights(q, k) @ v).reshape(x.shape))
+
+
+class _CrossExchanged(_Cross):
+    def forward(self, x, context):
+        q, v, k = (rearrange(t, self.split, h=self.heads)
+                   for t in (self.to_q(x), self.to_k(context), self.to_v(context)))
+        return self.to_out(rearrange(self.weights(q, k) @ v, self.join))
+
+
 class _CrossResidual(_Cross):
     def forward(self, x, context):
         return x + super().forward(x, context)
@@ -140,6 +160,11 @@ CROSS = Exercise(
                 "of neighbours, the first head the first block; the trained weights rely on it."),
         Mistake("heads joined crosswise", _CrossTorn, "The heads are split right and joined in another order. Join "
                 "with the very brackets that split."),
+        Mistake("reshaped at once", _CrossReshaped, "Your reshape cuts across pixels: the numbers of one head come "
+                "from several of them. Split the last axis first, then move it."),
+        Mistake("joined without moving", _CrossUnmoved, "The heads are split right, but joined without moving their "
+                "axis back behind the pixels."),
+        Mistake("keys for values", _CrossExchanged, "Keys and values have changed places."),
         Mistake("one head", _CrossSingle, "There is only one head, as wide as everything. Each head should have its "
                 "own weights over the words."),
         Mistake("scale of the whole width", _CrossWide, "You scale by the root of the whole width. A dot product sums "
@@ -148,8 +173,9 @@ CROSS = Exercise(
                 "attention itself only answers."),
     ),
     hints=("Queries come from the pixels x, keys and values from the words: (N, L, C) and (N, K, D) go in.",
-           "For h heads reshape (N, L, C) to (N, h, L, C / h), and let your attention of the first exercise run on "
-           "that.", "Only `to_out` has a bias. The names of the four layers must be those of the docstring."),
+           "Cut the last axis into heads, then move the heads in front of the pixels: (N, L, C), then (N, L, h, C / "
+           "h), then (N, h, L, C / h). A single `reshape` to that last shape would mix the pixels.",
+           "Only `to_out` has a bias. The four names are those in the task."),
 )
 
 
@@ -199,14 +225,24 @@ GEGLU = Exercise(
         Mistake("silu", _geglu_silu, "That is SwiGLU, with silu for a gate. Later models use it, this one does not."),
     ),
     hints=("The layer makes twice as many numbers as are needed. Which half comes first, in the original?",
-           "Shazeer (2020) calls it GEGLU: (x W) times gelu(x V); the released layer stores W before V."),
+           "Shazeer (2020) writes gelu(x W) times (x V), so W makes the gate. The released layer stores the rows of "
+           "the values first, and those of the gates after them."),
 )
 
 
 # 05.resblock
 
 def _resblock_cases(seed):
-    return [tuple(_draw(seed, (2, 4, 5, 5), (2, 7)))]
+    return [tuple(_draw(seed, (2, 4, 6, 6), (2, 7)))]
+
+
+def _call_resblock(module, x, emb):
+    """Beside the result: what goes around where the width stays, and what is left when everything is dropped."""
+    dropping = type(module)(4, 6, 7, 2, 1.0).to(x.dtype).train()
+    dropping.load_state_dict(module.state_dict())
+    return {"output": module(x, emb), "parameters of `shortcut` where the number of channels stays":
+            sum(p.numel() for p in type(module)(4, 4, 7, 2, 0.0).shortcut.parameters()),
+            "with a dropout of 1": dropping(x, emb)}
 
 
 def _resblock_oracle(state, x, emb):
@@ -227,7 +263,10 @@ def _resblock_oracle(state, x, emb):
 
     h = conv(silu(norm(x, "norm1")), "conv1")
     h = h + (silu(emb) @ state["time_proj.weight"].T + state["time_proj.bias"])[:, :, None, None]
-    return conv(x, "shortcut", 0) + conv(silu(norm(h, "norm2")), "conv2")
+    around = conv(x, "shortcut", 0)
+    return {"output": around + conv(silu(norm(h, "norm2")), "conv2"),
+            "parameters of `shortcut` where the number of channels stays": 0,
+            "with a dropout of 1": around + state["conv2.bias"][:, None, None]}
 
 
 class _Res(nn.Module):
@@ -239,7 +278,7 @@ class _Res(nn.Module):
         self.norm2 = nn.GroupNorm(groups, out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.shortcut = nn.Conv2d(in_channels, out_channels, 1)
+        self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x, emb):
         return self.shortcut(x) + self.conv2(self.middle(self.conv1(self.before(x)), self.clock(emb)))
@@ -279,9 +318,26 @@ class _ResBare(_Res):
         return self.conv2(self.middle(self.conv1(self.before(x)), self.clock(emb)))
 
 
+class _ResAlways(_Res):
+    def __init__(self, in_channels: int, out_channels: int, emb_channels: int, groups: int, dropout: float):
+        super().__init__(in_channels, out_channels, emb_channels, groups, dropout)
+        self.shortcut = nn.Conv2d(in_channels, out_channels, 1)
+
+
+class _ResUndropped(_Res):
+    def middle(self, h, clock):
+        return F.silu(self.norm2(h + clock))
+
+
+class _ResShrinking(_Res):
+    def __init__(self, in_channels: int, out_channels: int, emb_channels: int, groups: int, dropout: float):
+        super().__init__(in_channels, out_channels, emb_channels, groups, dropout)
+        self.conv1.padding = self.conv2.padding = (0, 0)
+
+
 RESBLOCK = Exercise(
     name="05.resblock", target="ResBlock", kind="build", title="The residual block", minutes=25, points=3, level=3,
-    cases=_resblock_cases, init=(4, 6, 7, 2, 0.0), oracle=_resblock_oracle, gradients=True,
+    cases=_resblock_cases, init=(4, 6, 7, 2, 0.0), call=_call_resblock, oracle=_resblock_oracle, gradients=True,
     parameters={"norm1.weight": (4,), "norm1.bias": (4,), "conv1.weight": (6, 4, 3, 3), "conv1.bias": (6,),
                 "time_proj.weight": (6, 7), "time_proj.bias": (6,), "norm2.weight": (6,), "norm2.bias": (6,),
                 "conv2.weight": (6, 6, 3, 3), "conv2.bias": (6,), "shortcut.weight": (6, 4, 1, 1),
@@ -294,6 +350,11 @@ RESBLOCK = Exercise(
         Mistake("norm after the activation", _ResPost, "You activate, then normalise. Here the norm comes first "
                 "(\"pre-activation\")."),
         Mistake("no time", _ResTimeless, "The block does not look at the clock: every time gives the same answer."),
+        Mistake("a layer where none is needed", _ResAlways, "Where the number of channels stays, nothing should stand "
+                "in the way around: `shortcut` is a convolution only where it changes."),
+        Mistake("nothing is dropped", _ResUndropped, "`dropout` is made, perhaps, but never used."),
+        Mistake("shrinking", _ResShrinking, "Your convolutions shrink the picture. A kernel of 3 x 3 needs a border of "
+                "zeros, one wide, to keep its size."),
         Mistake("no way around", _ResBare, "Only the branch comes out. What is residual about it is the input added at "
                 "the end, through `shortcut`."),
     ),

@@ -175,6 +175,12 @@ def _dpm_far(x, x0, before, bar_before, bar_t, bar_s):
     return _dpm(x, x0, before, bar_before, bar_t, bar_s, far=1.0)
 
 
+def _dpm_half(x, x0, before, bar_before, bar_t, bar_s):
+    h = _slope(bar_s) - _slope(bar_t)
+    guess = x0 + (x0 - before) / 2
+    return ((1 - bar_s) / (1 - bar_t)) ** 0.5 * x - bar_s ** 0.5 * math.expm1(-h) * guess
+
+
 def _dpm_sign(x, x0, before, bar_before, bar_t, bar_s):
     return _dpm(x, x0, before, bar_before, bar_t, bar_s, sign=1.0)
 
@@ -189,6 +195,8 @@ DPM = Exercise(
                 "step before, the guess should be followed further."),
         Mistake("too far", _dpm_far, "You follow the guess to the end of the step. Its mean over the step lies "
                 "half-way."),
+        Mistake("half of the last change", _dpm_half, "You follow the guess by half of its *last* change. The last "
+                "step and this one differ in length: by how much, in lambda?"),
         Mistake("wrong sign of h", _dpm_sign, "The guess comes in with the wrong sign or size: log-SNR rises on the "
                 "way from t to s, so h is positive. How does exp(-h) - 1 look then?"),
     ),
@@ -217,6 +225,10 @@ def _guide_more(without, within, scale):
     return within + scale * (within - without)
 
 
+def _guide_away(without, within, scale):
+    return without + scale * (without - within)
+
+
 def _guide_mean(without, within, scale):
     return (without + scale * within) / (1 + scale)
 
@@ -237,6 +249,8 @@ GUIDE = Exercise(
                 "answer *without* it."),
         Mistake("one too much", _guide_more, "At scale 1 the prompt should count once, and you exaggerate already. In "
                 "which of the two answers does the walk begin?"),
+        Mistake("half repaired", _guide_away, "The start is right now. The direction still points away from the "
+                "prompt."),
         Mistake("a mean", _guide_mean, "That stays between the two answers. Guidance goes beyond the second."),
     ),
     hints=(_draw_guide, "Where should you be at scale 0, and where at scale 1?"),
