@@ -126,7 +126,8 @@ figures.strip([to_pictures(x) for x in (test, means, linear)], titles=["frames",
 
 # %% [markdown]
 # To compare pictures by a number, we use the *peak signal-to-noise ratio*. It is the mean squared error, told in
-# decibels, and larger is better. Six decibels more are half the error.
+# decibels, and larger is better. Six decibels more are a quarter of the mean squared error, that is, half of its
+# root.
 #
 # $$\text{PSNR} = 10 \log_{10} \frac{2^2}{\text{mean squared error}} \qquad \text{(2 is the range, from -1 to 1)}$$
 
@@ -141,9 +142,10 @@ for name, x in {"means": means, "linear": linear, "our autoencoder": rebuilt}.it
 assert psnr(rebuilt, test) > psnr(linear, test) + 6
 
 # %% [markdown]
-# The network has as many numbers a block as the linear map, and makes less than half of its error (6 dB are half). It
-# can, because a block is not any 192 numbers: it is ground, or inside of a thing, or an edge of one, at some angle,
-# between two of a few colours. To use what it knows it must bend, and *not be linear*.
+# The network has as many numbers a block as the linear map, and the root of its mean squared error is less than half
+# of that map's (6 dB are half). It can, because a block is not any 192 numbers: it is ground, or inside of a thing,
+# or an edge of one, at some angle, between two of a few colours. To use what it knows it must bend, and *not be
+# linear*.
 
 # %% [markdown]
 # ## 2 · The parts of the encoder
@@ -390,8 +392,8 @@ figures.plot(curves, x=means, xlabel="mean μ", ylabel="KL (nats)",
 
 # %% [markdown]
 # It is zero for the standard cloud alone. A cloud pays for lying off the centre, and it pays for being small. A cloud
-# at 0 with spread 1 is the cheapest, and it tells the decoder nothing: it is the same whatever the frame. So this is a
-# **price on information**, and even in the right unit. Divided by log 2 it counts bits.
+# at 0 with spread 1 is the cheapest, and it tells the decoder nothing: it is the same whatever the frame. So this is
+# a **price on information**. It is counted in *nats*, the unit of the natural logarithm; divided by log 2, in bits.
 
 # %%
 mean, logvar = vae.posterior(test)
@@ -571,8 +573,8 @@ print(f"best four linear numbers: {psnr(linear, test):.1f} dB, shipped: {psnr(re
 assert psnr(looks[-1], test) > 20
 
 # %% [markdown]
-# After a minute it is about as good as the best that is linear, and it has just begun. The shipped autoencoder is the
-# same network after nine thousand steps.
+# After a minute it is about as good as the best that is linear, and it has just begun. The shipped autoencoder has
+# the same layers, but it had nine thousand steps, and a stronger pull; section 8 tells what that changes.
 
 # %% [markdown]
 # ## 7 · What the latents say
@@ -641,9 +643,9 @@ for name, one in models.items():
           f"{psnr(redraw(one, test), test):17.1f} {psnr(drawn, test):12.1f}")
 
 # %% [markdown]
-# A strong pull makes wide clouds, and a frame has to do with a fraction of the bits. It pays with sharpness. A weak
-# pull makes tiny clouds and spends bits as it likes; mean and sample are then the same. If pictures were all, weak
-# would be the choice, and it was Stable Diffusion's, whose weight is a millionth.
+# A strong pull makes wide clouds, and each frame must make do with a fraction of the bits. The price is sharpness,
+# here about one decibel. A weak pull makes tiny clouds and spends bits as it likes; mean and sample are then the
+# same. If pictures were all, weak would be the choice, and it was Stable Diffusion's, whose weight is a millionth.
 #
 # Now the other side. A diffusion model will hand latents to the decoder that are never quite right. So add noise,
 # half as large as the latents themselves, and decode:
@@ -705,9 +707,10 @@ for c in range(4):
 # *all* channels, nothing is learnt at all. It is called **posterior collapse**, and it is why the pull cannot be raised
 # at will.
 #
-# And the blur? There is a second trick. When the latents are settled, the *decoder alone* is trained further, on
-# latents with little noise, such as the UNet will hand it. It gets sharp again, and no latent changes. (For
-# Stable Diffusion, too, there is a decoder that was finished in this way; it is known as ft-MSE.)
+# And the sharpness that a strong pull costs? Some of it can be had back. When the latents are settled, the *decoder
+# alone* is trained further, on latents with little noise, such as the UNet will hand it. It gets sharp again, and no
+# latent changes. (For Stable Diffusion, too, there is a decoder that was finished in this way; it is known as
+# ft-MSE.)
 
 # %% [markdown]
 # ## 9 · Why 0.18215: latents of unit size
@@ -744,9 +747,10 @@ print(f"so the released encoder's latents have size {1 / AutoencoderConfig().sca
 assert abs(vae.encode(singles).std() - 1) < 0.1
 
 # %% [markdown]
-# That is all there is to the famous number. It was measured on one batch of frames (Rombach et al. 2022, appendix G),
-# and it belongs to one set of weights. Train another autoencoder, and you need another number. Ours is 2.05, because
-# under a strong pull the larger part of the variance is left to the clouds, and a quarter remains for the means:
+# That is all there is to the famous number. It was measured on one batch of pictures (Rombach et al. 2022, appendix
+# G), and it belongs to one set of weights. Train another autoencoder, and you need another number. The shipped one's
+# is 2.05 (measured on other frames than those above). It is above 1 because under a strong pull the larger part of
+# the variance is left to the clouds, and the means keep less than a third of it:
 
 # %%
 mean, logvar = vae.posterior(singles)
@@ -940,9 +944,10 @@ figures.strip([to_pictures(x) for x in (stars, vae.decode(vae.encode(stars)), mo
               alt="Squares; the same squares; squares that lie further right and below, worn at the edges.")
 
 # %% [markdown]
-# There is dirt at two edges, and the picture has moved. By how much? At each of the three layers, the encoder looks one
-# pixel further to the left and up than it should. But a pixel of the second layer is two pixels wide, and one of the
-# third is four: 1 + 2 + 4 = 7.
+# There is dirt at two edges, and the picture has moved. By how much? At each of the three layers, the encoder looks
+# one pixel further to the left and up than it should. But a pixel of the second layer is two pixels wide, and one of
+# the third is four: 1 + 2 + 4 = 7. So a cell reports what lies 7 pixels to the left of and above its place; the
+# decoder draws it *at* its place, and everything moves right and down.
 
 # %%
 def centre_of(frames):

@@ -10,8 +10,9 @@
 # ## What you will build
 #
 # The next cell uses the finished code. It reads eight sentences in English and the same eight in Chinese with the
-# text network that ships with the course, takes one vector for each, and compares every vector with every other:
-# 1 means that two point the same way, 0 that they have nothing to do with each other.
+# text network that ships with the course, takes one vector for each, and compares every vector with every other: 1
+# means that two point the same way, 0 that they have nothing to do with each other, and less than 0 that they point
+# apart.
 
 # %%
 import math
@@ -288,16 +289,18 @@ print(tuple(table(tokens).shape), torch.allclose(table(tokens), one_hot @ table.
 # ### Words look back
 #
 # In "a red circle", what colour is the circle? Its vector cannot say, as long as it depends on "circle" alone. Words
-# have to look at one another. The layer that does it is *attention*, and its core is four lines. Each word
-# compares itself with the others by a product of vectors, and makes weights of the results that add up to 1. Then it
-# takes the weighted mean:
+# have to look at one another. The layer that does it is *attention*, and its core is four lines. Write the vectors of
+# a sentence as the rows of a matrix $x$: L words, D numbers each. Each word compares itself with the others by a
+# product of vectors (divided by $\sqrt{D}$, or the products would grow with the width), and makes weights of the
+# results that add up to 1. Then it takes the weighted mean:
 #
 # $$\text{weights} = \text{softmax}\left(\frac{x\,x^\top}{\sqrt{D}} + \text{mask}\right), \qquad
 #   \text{new } x = \text{weights} \cdot x$$
 #
-# The mask says who may look at whom. In CLIP's text network a word sees itself and what stands *before* it. Elsewhere
-# the mask is minus infinity, and the exponential in the softmax makes zero of that. It is called *causal*, as the
-# past may act on the future, and not the other way round.
+# The mask says who may look at whom. In the text network of CLIP, the model that we follow here (section 3), a word
+# sees itself and what stands *before* it. There the mask is 0; elsewhere it is minus infinity, and the exponential in
+# the softmax makes zero of that. It is called *causal*, as the past may act on the future, and not the other way
+# round.
 
 # %%
 def look_back(x):
@@ -546,8 +549,10 @@ before = similarity(sixteen)
 
 # %% [markdown]
 # Then we train. A batch is 64 clips, each with a caption in English or in Chinese, as the dice fall. The learning
-# rate rises over ten steps and then falls in a straight line. **No batch ever shows which English sentence belongs to
-# which Chinese one**; all that they share is the clips.
+# rate rises over ten steps and then falls in a straight line. (The first loss lies above log 64. An untrained network
+# does not guess evenly: its similarities differ by chance, $\tau = 14$ makes much of the differences, and it is wrong
+# with confidence.) **No batch ever shows which English sentence belongs to which Chinese one**; all that they share
+# is the clips.
 
 # %%
 losses = []
@@ -579,9 +584,9 @@ figures.heat([before, similarity(sixteen)], titles=["before", "after"], rows=lab
              alt="Before: pale, without a pattern. After: a dark diagonal, two by two, and paler away from it.")
 
 # %% [markdown]
-# Captions are rows, clips are columns, in the same order. Before, all is pale and there is no diagonal. After, there is
-# one, and it is broad: two clips of one colour are like each other, and the colours, which stand in the order of the
-# rainbow, are most like their neighbours.
+# Captions are rows, clips are columns, in the same order. Before, all is pale and there is no diagonal. After, there
+# is one, and it is broad: most pairs of one colour are like each other, and the colours, which stand in the order of
+# the rainbow, are mostly like their neighbours.
 
 # %% [markdown]
 # ### Retrieval
@@ -624,7 +629,9 @@ for i in range(4):                                           # in brackets: the 
     print(f"{in_english[i]} -> {in_chinese[nearest]} ({in_english[nearest]})")
 
 # %% [markdown]
-# And now ask for clips in your own words. Change the sentence, in either language:
+# So the languages have met, but the places are still coarse. Read the pairs that miss: even there the colour tends to
+# be right, while the motion or the shape is another. And now ask for clips in your own words. Change the sentence, in
+# either language:
 
 # %%
 prompt = "a green star moves down"                           # try: "绿色的星星向下移动"
@@ -719,8 +726,9 @@ figures.heat(english @ chinese.T, values=True, rows=[shape for shape, _ in shape
 # ## 4 · The last block but one
 #
 # The text network is trained; now it is to serve the video network. It would be natural to take what comes out at its
-# end. But think about what the loss has ever looked at: *one* vector a sentence, the one at END. We can watch it. Here
-# is how strongly the loss pulls at the vector in each place behind each of the three blocks:
+# end. But think about what the loss has ever looked at: *one* vector a sentence, the one at END. We can watch it. The
+# gradient of the loss with respect to a vector says how the vector should move; call its length the *pull*. Here is
+# the pull at each place of one caption, behind each of the three blocks, the largest of each block being 1:
 
 # %%
 kept = []
@@ -960,7 +968,7 @@ print(f"{'guessing':16} {math.log(64):.2f}")
 # ### No end
 #
 # The tower reads the sentence at its highest token, which is END. What if a row has none, because someone cut it with
-# `tokens[:, :20]`, or joined texts by hand? The next highest number is START:
+# `tokens[:, :5]`, or joined texts by hand? The next highest number is START:
 
 # %% tags=["nbval-check-output"]
 headless = tokenizer([caption(scene, random.Random(i)) for i, scene in enumerate(fresh)])

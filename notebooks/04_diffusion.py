@@ -248,7 +248,8 @@ for t in jumps:
 # ## 3 · The schedule: when is the clip lost?
 #
 # Two numbers say everything about a time: how much clip, $\alpha_t = \sqrt{\bar\alpha_t}$, and how much noise,
-# $\sigma_t = \sqrt{1-\bar\alpha_t}$.
+# $\sigma_t = \sqrt{1-\bar\alpha_t}$. (Beware when you open the DDPM paper: its $\alpha_t$, without a bar, is
+# $1-\beta_t$. Ours is the root of its $\bar\alpha_t$.)
 
 # %%
 alpha, sigma = alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
@@ -369,10 +370,13 @@ at_t = kept.sqrt() * at_s + (1 - kept).sqrt() * draw_noise(at_s.shape, generator
 chosen = at_s[at_t.abs() < 0.05]                             # those that arrived near 0
 
 # %% [markdown]
-# The formula comes from multiplying two bell curves, how likely each $x_s$ is from $x_0$, and how likely $x_t$ is from
-# it. DDPM does it for one step (eq. 6 and 7). The package's function allows a stride of any length, which chapter 06
-# will need; it lives with the samplers. It answers with three numbers: how much of $x_0$ and how much of $x_t$ to mix
-# for the mean, and how far to stray from it.
+# The formula comes from multiplying two bell curves, how likely each $x_s$ is from $x_0$, and how likely $x_t$ is
+# from it. DDPM does it for one step (eq. 6 and 7). The package's function allows a stride of any length, which
+# chapter 06 will need; it lives with the samplers. It answers with three numbers: how much of $x_0$ and how much of
+# $x_t$ to mix for the mean, and how far to stray from it. With $k = \alpha_t/\alpha_s$ and the noise added on the
+# way, $a = \sigma_t^2 - k^2\sigma_s^2$, they are $\alpha_s\,a/\sigma_t^2$, $k\,\sigma_s^2/\sigma_t^2$ and
+# $\sqrt{a}\,\sigma_s/\sigma_t$. (In the code below, `kept` is this $k$, the root of what was called `kept` in the
+# experiment.)
 
 # %%
 # from minit2v.samplers import posterior
@@ -409,8 +413,10 @@ assert abs(chosen.mean() - mean) < 0.02 and abs(chosen.std() - std) < 0.02
 #
 # $$v_t = \alpha_t\, \varepsilon - \sigma_t\, x_0$$
 #
-# Since $\alpha_t^2 + \sigma_t^2 = 1$, the pair $(\alpha_t, \sigma_t)$ lies on a circle. Time turns $x_t$ from the clip
-# towards the noise, and $v_t$ is the direction in which it is turning: hence the name.
+# Since $\alpha_t^2 + \sigma_t^2 = 1$, the pair $(\alpha_t, \sigma_t)$ lies on a circle. Write $\alpha_t =
+# \cos\varphi$ and $\sigma_t = \sin\varphi$. Then $x_t = \cos\varphi\, x_0 + \sin\varphi\, \varepsilon$, and its
+# derivative by the angle is $-\sin\varphi\, x_0 + \cos\varphi\, \varepsilon$, which is $v_t$: the direction in which
+# time turns $x_t$ from the clip towards the noise. Hence the name.
 
 # %%
 from matplotlib.figure import Figure
@@ -661,7 +667,8 @@ figures.strip([pictures(test[ROWS]), pictures(watched, raw), *rows], titles=name
               alt="Six rows of four frames: clean, confetti, which is what they were given, and the networks' guesses.")
 
 # %% [markdown]
-# Grounds, colours and places are mostly right. Corners come late, and with a network this small hardly at all.
+# Grounds and places are right. Colours are near, but not sure: cyan may turn to blue, purple to pink, and yellow is
+# orange at first. Corners come late, and with a network this small hardly at all.
 
 # %% [markdown]
 # ## 9 · The loss by time
@@ -709,8 +716,9 @@ for t in ASKED:
 assert found["noise"][1000]["velocity"] > 1 > found["velocity"][1000]["velocity"]
 
 # %% [markdown]
-# Up to t = 400 or so the two are alike. At the noisiest times the noise network does worse than one that says nothing,
-# although its own loss looked splendid there.
+# At early times the noise network is even a little better, around t = 250 the two are equal, and later the velocity
+# network is ahead. At the noisiest times the noise network does worse than one that says nothing, although its own
+# loss looked splendid there.
 #
 # The same happened when the mini model was made. We trained its UNet on 25,000 frames, once to predict the noise, once
 # the velocity, and measured this:
@@ -728,9 +736,10 @@ figures.plot(measured, x=[250, 500, 750, 900, 1000], xlabel="t", ylabel="error o
 #
 # ### A weight for each time
 #
-# There is another way to see it. An error of d in the noise is an error of $d/\alpha_t$ in the velocity. So training
-# on the velocity is training on the noise, with each time weighted by $1/\bar\alpha_t$. In numbers, for our noise
-# network:
+# There is another way to see it. If the noise is wrong by d, the clip is wrong by $-d\,\sigma_t/\alpha_t$, so the
+# velocity $\alpha_t\varepsilon - \sigma_t x_0$ is wrong by $\alpha_t d + d\,\sigma_t^2/\alpha_t = d/\alpha_t$, since
+# $\alpha_t^2+\sigma_t^2=1$. So training on the velocity is training on the noise, with each time weighted by
+# $1/\bar\alpha_t$. In numbers, for our noise network:
 
 # %% tags=["nbval-check-output"]
 for t in (250, 1000):
@@ -893,9 +902,9 @@ figures.plot({"stays in": stays}, x=t, xlabel="t", ylabel="share of the noise",
 print(", ".join(f"t = {t}: {(sigma[t] - sigma[t - 1]) / alpha[t - 1] / sigma[t]:.1%}" for t in (1, 2, 10, 100, 1000)))
 
 # %% [markdown]
-# At late times it is nothing, and at the very last steps it is everything: the last trace of noise is never removed.
-# In a picture you will hardly see it, which is why this bug has lived in so many programs. Numbers see it. So compare
-# with a formula that you trust at t = 1, not at t = 500.
+# At large t it is nothing, and at t = 1, where the way back ends, it is everything: the last trace of noise is never
+# removed. In a picture you will hardly see it, which is why this bug has lived in so many programs. Numbers see it.
+# So compare with a formula that you trust at t = 1, not at t = 500.
 #
 # ### Latents that are not of unit size
 #

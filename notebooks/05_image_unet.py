@@ -582,8 +582,8 @@ figures.strip(pictures(walk(unet, prompts)), scale=2, titles=["drawn by your net
               alt="The same eight pictures as at the top of the chapter, now drawn by the reader's own network.")
 
 # %% [markdown]
-# Not all of them are what was asked for. A shape may be crooked, an orange may be red. Chapter 06 has a knob for that,
-# called guidance; in this chapter the network has to do without.
+# Not all of them are quite what was asked for. A star may be hard to recognise, an edge may be crooked, and a tip may
+# have another colour. Chapter 06 has a knob for that, called guidance; in this chapter the network has to do without.
 
 # %% [markdown]
 # ## 6 · Where does "red" look?
@@ -672,8 +672,9 @@ figures.heat(more, titles=["the colour word", "the shape word"], values=True, ro
              alt="Two tables of four layers by four heads: most numbers are near 0, a few heads stand out.")
 
 # %% [markdown]
-# Most heads do not care. Some do: they read a word where the object is, and not where it is not. We take the strongest
-# head for each word, and use its weights as a spotlight on the frames.
+# Many heads do not care. Some do: on average they read a word more where the object is than where it is not. (A
+# negative number says the opposite: more on the ground.) We take the strongest head for each word, and use its
+# weights as a spotlight on the frames.
 
 # %%
 def spotlight(frame, weight):
@@ -698,9 +699,11 @@ print("a head reads the colour on the object, and one the shape:", all(x > 0.05 
 assert all(x > 0.05 for x in best)
 
 # %% [markdown]
-# These are no clean masks. A network that is trained anew shares out the work among its heads differently, and the same
-# word may be read in several places. But nobody told this one where the objects are, or what a colour is. It had noise
-# and sentences. That some of its cells must ask for the colour, and which, it has found out by itself.
+# These are no clean masks. The shape word's head finds the object nearly every time. The colour word's head does it
+# for some colours, and for others it looks at the ground instead: it was the best on average over a hundred frames,
+# not in each of them. A network that is trained anew shares out the work among its heads differently, and the same
+# word may be read in several places. But nobody told this one where the objects are, or what a colour is. It had
+# noise and sentences. That some of its cells must ask for the colour, and which, it has found out by itself.
 #
 # ### Where does it act?
 #
@@ -729,7 +732,8 @@ figures.strip([frames[rows], true_word, other_word, changed.expand(-1, -1, -1, 3
 
 # %% [markdown]
 # The noise still shows a little of the old colour, and now the sentence speaks of another. So the network makes a
-# compromise: the thing gets a colour in between, or it is given up. Either way the ground stays as it is.
+# compromise: the thing gets some third colour, keeps nearly its own, or is given up. Either way the ground hardly
+# changes.
 
 # %% tags=["nbval-check-output"]
 inside = chroma[rows] > 0.15
@@ -829,7 +833,8 @@ assert school[-1][0] >= 16
 # cells and all times hardly feels it. **Loss says little; look at samples, and let somebody count.**
 #
 # The shipped network has had such lessons for longer, on all of the world, with motions in its sentences and in two
-# languages. Its marks, in the same quiz:
+# languages. In colours it need not beat your student, which knows nothing but big things on black and has trained for
+# just this quiz. The difference is in the shapes: 8 of 32 would be chance. Its marks, in the same quiz:
 
 # %%
 drawn = pictures(walk(unet, [sentence(*asked) for asked in quiz]))
@@ -963,10 +968,11 @@ for name in ("softmax over the cells", "skip before input", "no time", "one norm
 
 # %% [markdown]
 # The pictures are the symptoms; learn to read them. Skips in the wrong place make rubble. A wrong softmax or a wrong
-# norm loses the object, or its colour. Without the time the network does not know how much noise to expect, and takes
-# away too much or too little. The most dangerous mistake is the first, since its pictures may look nearly right: these
-# weights had the root while they learnt, and bear a sharper softmax. Learning without it is what goes badly, as the
-# curve in section 1 said.
+# norm loses the object, its colour, or even the ground. Without the time the network does not know how much noise to
+# expect, and takes away too much or too little; to the eye that is only a stain or a wrong colour, but the loss shows
+# it. The most dangerous mistake is the first, no root of d: its pictures look nearly right and its loss hardly moves,
+# which is why the check leaves it out: these weights had the root while they learnt, and bear a sharper softmax.
+# Learning without it is what goes badly, as the curve in section 1 said.
 #
 # There is a second lesson in this list. *Had you trained with one of these mistakes in place, the loss would have gone
 # down all the same.* Skip before input is not even wrong then, only different. What finds such mistakes is neither a

@@ -115,8 +115,9 @@ def three_frames(x, weight, bias):
     return sum(mixed) + bias[:, None, None]
 
 # %% [markdown]
-# What can such a layer see? Choose the weights by hand: minus a half, nothing, a half. That is the next frame minus the
-# last, the *change*. Here it is on the brightness of the drawn scene:
+# What can such a layer see? Choose the weights by hand: minus a half, nothing, a half. That is half of the frame
+# after minus the frame before: the *change* from one frame to the next. Here it is on the brightness of the drawn
+# scene:
 
 # %%
 grey = drawn.float().mean(-1) / 255                          # (F, H, W)
@@ -355,9 +356,11 @@ print("played backwards, attention notices:", bool(notices(far, clips, backwards
 print("                convolution notices:", bool(notices(four, clips, backwards) > 1e-3))
 
 # %% [markdown]
-# So if there were attention alone, "moves right" and "moves left" would be one and the same to the network. Language
-# models have the same trouble, and they add a position to each token. This network adds none. **The order of the frames
-# lives in the convolutions alone**: each of them treats the frame before otherwise than the frame after.
+# So if there were attention alone, the same noise played backwards would become the same clip played backwards, under
+# the same sentence. One noise is as likely as the other, and so, whatever the sentence says, motion to the right and
+# to the left would come out equally often. Language models have the same trouble, and they add a position to each
+# token. This network adds none. **The order of the frames lives in the convolutions alone**: each of them treats the
+# frame before otherwise than the frame after.
 #
 # And how does a frame know *which* one it is, the first or the seventh? Here the zeros come back that looked like a
 # flaw in section 1. Let convolutions that take the mean of three frames run over a clip of nothing but ones. Beside it,
@@ -406,9 +409,10 @@ print("without ends:", len({round(v, 5) for v in ends(16, joined=True).tolist()}
 # from minit2v.unet import Block
 
 # %% [markdown]
-# Turns are the point. A temporal layer never leaves its cell, a spatial one never leaves its frame; one after the other
-# they reach every cell of every frame. Let one block show it. We push on the middle of frame 8, and see where in the
-# input that comes from:
+# Turns are the point. A temporal layer never leaves its cell, a spatial one never leaves its frame; one after the
+# other they reach every cell of every frame. Let one block show the beginning of it, without its two transformers:
+# with them one block would already reach everything. What is left are two 3 x 3 convolutions in space and four in
+# time. We push on the middle of frame 8, and see where in the input that comes from:
 
 # %%
 torch.manual_seed(0)
@@ -521,9 +525,10 @@ assert torch.equal(births[0], births[1]) and off[0] == 0 and off[1] > 0.05 and o
 # ### Will a zero ever wake up?
 #
 # You may have heard that weights must not start at zero, because then nothing learns. That is so if *all* do. Look at
-# one layer $y = Wh$: the gradient of $W$ is made of $h$, which is not zero. So the last layer learns in the first step.
-# What stands before it learns nothing in that step, for its gradient passes through $W = 0$. From the second step on, W
-# is no longer zero and they all learn.
+# one layer $y = Wh$, and let $g$ be the gradient of the loss with respect to $y$. The gradient of $W$ is $g\,h^\top$.
+# Neither factor is zero: $h$ comes from random weights, and $g$ from the error of the answer. So the last layer
+# learns in the first step. What stands before it gets its gradient through $h$, and that is $W^\top g = 0$, as $W =
+# 0$. So it learns nothing in that step. From the second step on, W is no longer zero and they all learn.
 
 # %%
 torch.manual_seed(0)
@@ -669,9 +674,10 @@ for frames in (1, 5, 24):
 # the spatial ones read the words, they look along time a second time. There is no mask and there are no positions, so
 # each frame sees past and future, and what you have read about the order holds for the released model, too.
 #
-# **The report**, section 3.2, calls this the spatio-temporal block and counts its parts: two spatial convolutions, four
-# temporal ones, two spatial attentions (one of them reads the words), two temporal ones. Counted with PyTorch's `meta`
-# tensors, which have shapes and no memory:
+# **The report**, section 3.2, calls this the spatio-temporal block and counts its parts: two spatial convolutions,
+# four temporal ones, two spatial attentions (one of them reads the words), two temporal ones. Here are the
+# parameters, on the left of our network, on the right of the released one, counted with PyTorch's `meta` tensors,
+# which have shapes and no memory:
 
 # %% tags=["nbval-check-output"]
 KINDS = {"temporal_conv": "temporal convolutions", "temporal_transformer": "temporal transformers",
@@ -697,8 +703,8 @@ assert released["temporal_conv"] == 266_891_520 and blocks == [8, 22]
 assert sum(released.values()) - released[""] == 545_323_136
 
 # %% [markdown]
-# Nearly two parameters in five see time, shared about equally between convolution and attention. And yet none of them
-# had any effect at the moment when training began.
+# In the released network nearly two parameters in five see time, shared about equally between convolution and
+# attention. And yet none of them had any effect at the moment when training began.
 
 # %% [markdown]
 # ## 9 · What can go wrong
@@ -801,8 +807,10 @@ figures.strip([row[1] for row in rows], scale=2, frames=6,
               alt="Five rows: the first shows a blue shape that moves down; the others are broken, each in its way.")
 
 # %% [markdown]
-# What would a test see? We take drawn scenes, noise them, and compare the error of the answers. One batch of one clip
-# and one of eight:
+# What would a test see? We take drawn scenes, noise them, and compare the error of the answers: once for one clip at
+# time 100, where there is little noise, and once for a batch of eight, at times from 100 to 900. Because the times
+# differ, compare within a column, not across. Of the four mistakes, only the wrong fold depends on the size of the
+# batch:
 
 # %%
 scenes = [Scene((Thing(colour, shape, motion),), ground) for colour, shape, motion, ground in [
@@ -839,9 +847,9 @@ assert all(eight > right[1] for _, eight in costs.values())
 # %% [markdown]
 # Two rows deserve a second look. **Time backwards** draws fine pictures, and turns the motion round: the circle that
 # was sent to the right goes left, the star goes up. It is section 4 once more, as an experiment: which way is forward
-# stands in the convolutions and nowhere else. And the **norm for each frame** is the most treacherous of the four. Its
-# clips are nearly right and its loss is hardly higher. What it loses is what frames differ in as a whole, and one has
-# to look for that on purpose, as the test above did.
+# stands in the convolutions and nowhere else. And the **norm for each frame** is the most treacherous of the four.
+# Its clips are nearly right, and on the eight clips its loss is the least raised of the four. What it loses is what
+# frames differ in as a whole, and one has to look for that on purpose, as the test above did.
 #
 # The symptoms, in short:
 #

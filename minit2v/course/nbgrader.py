@@ -70,8 +70,9 @@ def hand_in(notebook, answers: dict[str, str]):
     """An assignment as a student hands it in: the code of `answers` by exercise, "" for a stub left as it was."""
     made, by_id = copy.deepcopy(notebook), {_check_id(name): code for name, code in answers.items()}
     for cell, after in zip(made.cells, [*made.cells[1:], None]):
-        if build.BEGIN in cell.source:                                     # the check of a solution comes next
-            cell.source = by_id.get(after.metadata["nbgrader"]["grade_id"]) or build.stub(cell.source)
+        if build.BEGIN in cell.source:                                     # its check comes next, if it has one
+            check = after.metadata.get("nbgrader", {}).get("grade_id") if after else None
+            cell.source = by_id.get(check) or build.stub(cell.source)
     return made
 
 

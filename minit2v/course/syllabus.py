@@ -95,6 +95,8 @@ NOTATION = [
      "$\\sqrt{\\bar\\alpha_t}$ and $\\sqrt{1-\\bar\\alpha_t}$: how much clip, how much noise"),
     ("$\\varepsilon$", "`eps`", "as $x_0$", "noise, each number drawn from $N(0, 1)$"),
     ("$x_t$", "`x`", "as $x_0$", "latents at time $t$: $\\alpha_t x_0 + \\sigma_t \\varepsilon$"),
+    ("$\\varphi$", "", "0 to nearly 90 degrees",
+     "the time as an angle: $\\alpha_t = \\cos\\varphi$, $\\sigma_t = \\sin\\varphi$"),
     ("$v_t$", "`velocity`", "as $x_0$", "$\\alpha_t \\varepsilon - \\sigma_t x_0$: what the mini network predicts"),
     ("$\\varepsilon_\\theta$", "`unet`", "", "the network, with weights $\\theta$"),
     ("$s$", "`s`", "as $t$", "the next, less noisy time that a sampler goes to"),
