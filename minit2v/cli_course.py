@@ -10,8 +10,8 @@ from pathlib import Path
 def check(args) -> int:
     """Checks the exercises of one chapter in a notebook."""
     from minit2v.course import exercise as judging
-    from minit2v.course.grading import judge_notebooks
-    from minit2v.course.learner import learner_seed, note
+    from minit2v.course.grading import judge_notebooks, row
+    from minit2v.course.learner import note
 
     mine = [e for e in judging.exercises().values() if e.chapter == args.chapter]
     if not mine:
@@ -23,11 +23,8 @@ def check(args) -> int:
                                 f"minit2v check {args.chapter} NOTEBOOK")
     found = []
     for exercise in mine:
-        outcome, message = judge_notebooks([path], exercise, learner_seed())
-        note(exercise.name, outcome=outcome)
-        points = exercise.points if outcome == judging.RIGHT else 0
-        found.append({"exercise": exercise.name, "outcome": outcome, "message": message, "points": points,
-                      "max_points": exercise.points})
+        found.append(row(exercise, *judge_notebooks([path], exercise)))
+        note(exercise.name, outcome=found[-1]["outcome"])
     if args.json:
         print(json.dumps(found))
     else:

@@ -11,7 +11,6 @@ multiplied into B on the way out, so no reader has to know it; read back, alpha 
 """
 
 import json
-import math
 import re
 from pathlib import Path
 
@@ -35,6 +34,7 @@ class LoRA(nn.Module):
                              f"lies between 1 and {min(linear.in_features, linear.out_features)}")
         self.linear, self.scale = linear.requires_grad_(False), alpha / rank
         bound = linear.in_features ** -0.5               # as torch draws the weights of a linear layer
+        generator = generator or torch.Generator().manual_seed(0)                        # never torch's global one
         down = torch.empty(rank, linear.in_features).uniform_(-bound, bound, generator=generator)
         self.down = nn.Parameter(down.to(linear.weight))                                # A (rank, in)
         self.up = nn.Parameter(torch.zeros_like(linear.weight[:, :1].expand(-1, rank)))  # B (out, rank)
@@ -70,7 +70,7 @@ def add(unet: nn.Module, rank: int = 4, alpha: float | None = None, where: str =
     Raises ValueError if no layer matches, if there are adapters already, or for a rank that does not fit.
     """
     if adapters(unet):
-        raise ValueError("this UNet has adapters already; merge them for good (bake) or remove them first")
+        raise ValueError("this UNet has adapters already; remove them first (what is merged stays in the weights)")
     layers = {name: m for name, m in unet.named_modules() if isinstance(m, nn.Linear) and re.search(where, name)}
     if not layers:
         raise ValueError(f"no linear layer has a name that matches {where!r}; names look like "
@@ -133,7 +133,7 @@ def load(unet: nn.Module, path: str | Path) -> dict[str, LoRA]:
         layer = ours.get(match[1]) if match else None
         if not layer:
             raise ValueError(f"{path.name} holds {key}, and this UNet has no such layer; the adapter is of another "
-            "model")
+                             "model")
         pairs.setdefault(layer, {})[match[2]] = value
     layers = dict(unet.named_modules())
     for name, pair in pairs.items():
@@ -156,7 +156,7 @@ def load(unet: nn.Module, path: str | Path) -> dict[str, LoRA]:
 def share(unet: nn.Module) -> float:
     """How much of all parameters the adapters are, 0 to 1."""
     mine = sum(a.down.numel() + a.up.numel() for a in adapters(unet).values())
-    return mine / max(1, sum(math.prod(p.shape) for p in unet.parameters()))
+    return mine / max(1, sum(p.numel() for p in unet.parameters()))
 
 
 def _replace(unet: nn.Module, name: str, module: nn.Module) -> None:

@@ -285,7 +285,8 @@ def load(source: str | os.PathLike | None = None, dtype: str | torch.dtype | Non
         tensors = part.tensors(vae_dtype if network == "autoencoder" else dtype, "cpu" if offload else device)
         stored.networks[network].load_state_dict(tensors, strict=True, assign=True)
     pipe = TextToVideo(replace(stored.config, name=name or stored.config.name), **stored.networks)
-    pipe.tokenizer = TOKENIZERS[tokenizer](pipe.config.text)
+    if tokenizer != "open_clip":                                                  # which the pipeline has made already
+        pipe.tokenizer = TOKENIZERS[tokenizer](pipe.config.text)
     if offload is not None:
         pipe.offload(device, offload)
     if limits.is_released(pipe.config.text):

@@ -41,7 +41,8 @@ def to_english(prompts: str | list[str], model: str | os.PathLike = MODEL) -> st
         with torch.inference_mode():
             tokens = network.generate(**batch, max_new_tokens=LONGEST, do_sample=False)        # (N, L')
         english = [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
-        texts = [dict(zip(chinese, english)).get(text, text) for text in texts]
+        found = dict(zip(chinese, english))
+        texts = [found.get(text, text) for text in texts]
     return texts[0] if isinstance(prompts, str) else texts
 
 

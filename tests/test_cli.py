@@ -138,7 +138,7 @@ def test_choices_are_those_of_the_library():
     """The parser repeats a few lists so as not to import torch; they must not drift."""
     from minit2v import pipeline
     assert cli.SAMPLERS == tuple(pipeline.SPACINGS) and cli.ENDINGS == video.ENDINGS
-    assert cli.TOKENIZERS == tuple(pipeline.TOKENIZERS)
+    assert cli.TOKENIZERS == tuple(pipeline.TOKENIZERS) and cli.OFFLOAD == pipeline.offload.WAYS
     for name in cli.DTYPES:
         assert pipeline._number_type(name) == getattr(torch, name)
 

@@ -1,7 +1,9 @@
 """Every exercise: its stub is open, its solution right, and each named mistake is told by its own message."""
 
 import inspect
+import json
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -72,9 +74,8 @@ def test_messages_and_hints_do_not_give_the_line_away(exercise):
     assert build_solutions()[exercise.name]["why"], "explain the solution in a cell tagged `solution`"
 
 
+@cache
 def build_solutions():
-    import json
-
     return json.loads(build.solved(ROOT))
 
 

@@ -66,7 +66,7 @@ class Exercise:
     call: Callable | None = None
     options: Callable[[random.Random], dict] | None = None
     tolerance: float = 1e-6                         # relative to the largest right value
-    gradients: bool = False                         # compare them too, of inputs and parameters
+    gradients: bool = False                         # compare those of the inputs, too
     forbidden: tuple[str, ...] = ()                 # names that would do the whole work
     celebrate: Callable | None = None               # hand_in -> a picture of what now works
 
@@ -116,6 +116,10 @@ def judge(exercise: Exercise, handed_in: Any, seed: int = 0) -> Result:
     def wrong(message: str, mistake: str | None = None) -> Result:
         return Result(exercise, WRONG, message, mistake)
 
+    def named_or(otherwise: Result) -> Result:
+        named = _named_mistake(exercise, handed_in, cases)
+        return wrong(named.message, named.name) if named else otherwise
+
     if handed_in is None or handed_in is ...:
         return Result(exercise, OPEN, f"Nothing here yet: `{exercise.target}` is your turn.")
     if exercise.kind == "explore":
@@ -131,26 +135,19 @@ def judge(exercise: Exercise, handed_in: Any, seed: int = 0) -> Result:
         except NotImplementedError:
             return Result(exercise, OPEN, f"`{exercise.target}` still raises NotImplementedError: your turn.")
         except _Parameters as error:
-            named = _named_mistake(exercise, handed_in, cases)
-            return wrong(named.message, named.name) if named else wrong(str(error))
+            return named_or(wrong(str(error)))
         except Exception as error:
-            named = _named_mistake(exercise, handed_in, cases)
-            return (wrong(named.message, named.name) if named
-                    else Result(exercise, ERROR, _where(error, exercise, case)))
-        difference = _compare(got, right, exercise.tolerance)
-        if difference:
-            named = _named_mistake(exercise, handed_in, cases)
-            return wrong(named.message, named.name) if named else wrong(f"{difference} (Case {number + 1}: "
-                                                                       f"{_describe(case)}.)")
+            return named_or(Result(exercise, ERROR, _where(error, case)))
+        if difference := _compare(got, right, exercise.tolerance):
+            return named_or(wrong(f"{difference} (Case {number + 1}: {_describe(case)}.)"))
         if _compare(case, kept, 0):
             return wrong(f"The result is right, but `{exercise.target}` has changed its input on the way. Whoever "
                          f"called it may still need that. Look for `+=`, `*=`, names ending in `_`, and `x[...] =`.")
     try:
-        return (wrong(found) if (found := _precision(exercise, handed_in, cases[0]) or _slopes(exercise, handed_in,
-                                                                                              cases[0]))
-                else Result(exercise, RIGHT, "Right."))
+        found = _precision(exercise, handed_in, cases[0]) or _slopes(exercise, handed_in, cases[0])
     except Exception as error:
-        return Result(exercise, ERROR, _where(error, exercise, cases[0]))
+        return Result(exercise, ERROR, _where(error, cases[0]))
+    return wrong(found) if found else Result(exercise, RIGHT, "Right.")
 
 
 def _judge_answer(exercise: Exercise, answer: Any, seed: int) -> Result:
@@ -358,7 +355,7 @@ def _tensors(output: Any) -> list[Tensor]:
     return [tensor for part in parts for tensor in _tensors(part)]
 
 
-def _where(error: Exception, exercise: Exercise, case: tuple) -> str:
+def _where(error: Exception, case: tuple) -> str:
     """An error in the learner's code, with the line of theirs that it came from."""
     lines = [frame for frame in traceback.extract_tb(error.__traceback__)
              if Path(frame.filename).resolve() != Path(__file__).resolve() and "site-packages" not in frame.filename]

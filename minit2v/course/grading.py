@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from minit2v.course import exercise as judging
 from minit2v.course.exercise import ERROR, OPEN, RIGHT, Exercise
 from minit2v.course.handin import HandInError, take
-from minit2v.course.learner import seed_of
+from minit2v.course.learner import learner_seed
 from minit2v.files import write_whole
 
 COLUMNS = ("submission", "exercise", "points", "max_points", "outcome", "message")
@@ -52,19 +52,21 @@ def grade(folder: Path, out: Path, seconds: float = 30.0, memory: float = 4.0, j
     parts.mkdir(parents=True, exist_ok=True)
     todo = []
     for submission in submissions:
+        student = submission.name if vary else ""
+        books = {chapter: notebooks_of(submission, chapter) for chapter in {e.chapter for e in asked}}
+        contents = {chapter: [path.read_bytes() for path in paths] for chapter, paths in books.items()}
         for exercise in asked:
-            notebooks = notebooks_of(submission, exercise.chapter)
-            seed = seed_of(submission.name) if vary else 0
-            key = hashlib.sha256(repr((submission.name, exercise.name, seed, seconds, memory,
-                                       [path.read_bytes() for path in notebooks])).encode()).hexdigest()[:24]
+            notebooks = books[exercise.chapter]
+            key = hashlib.sha256(repr((submission.name, exercise.name, student, seconds, memory,
+                                       contents[exercise.chapter])).encode()).hexdigest()[:24]
             part = parts / f"{key}.json"
             if not notebooks:
-                rows[submission.name, exercise.name] = _row(submission, exercise, OPEN, "There is no notebook "
-                                                            f"{exercise.chapter:02d}_*.ipynb in this hand-in.")
+                rows[submission.name, exercise.name] = {"submission": submission.name, **row(
+                    exercise, OPEN, f"There is no notebook {exercise.chapter:02d}_*.ipynb in this hand-in.")}
             elif part.exists():
                 rows[submission.name, exercise.name] = json.loads(part.read_text(encoding="utf-8"))
             else:
-                todo.append((submission, exercise, notebooks, seed, part))
+                todo.append((submission, exercise, notebooks, student, part))
     context = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
     if hasattr(os, "fork"):
         context.set_forkserver_preload(["minit2v.course.grading"])        # torch is imported once, not a thousand times
@@ -76,10 +78,10 @@ def grade(folder: Path, out: Path, seconds: float = 30.0, memory: float = 4.0, j
             time.sleep(0.01)
             for run in [run for run in running if run.over()]:
                 running.remove(run)
-                row = _row(run.submission, run.exercise, *run.result())
-                rows[run.submission.name, run.exercise.name] = row
+                found = {"submission": run.submission.name, **row(run.exercise, *run.result())}
+                rows[run.submission.name, run.exercise.name] = found
                 with write_whole(run.part) as file:
-                    file.write_text(json.dumps(row), encoding="utf-8")
+                    file.write_text(json.dumps(found), encoding="utf-8")
                 bar.update()
     ordered = [rows[s.name, e.name] for s in submissions for e in asked]
     _write_csv(out, ordered)
@@ -96,13 +98,10 @@ def notebooks_of(submission: Path, chapter: int) -> list[Path]:
             or [path for path in every if not path.name[:2].isdigit()])
 
 
-def judge_notebooks(notebooks: list[Path], exercise: Exercise, seed: int = 0) -> tuple[str, str]:
-    """(outcome, message) of one exercise in some notebooks, in this process."""
-    os.environ.pop("MINIT2V_STUDENT", None)
+def judge_notebooks(notebooks: list[Path], exercise: Exercise) -> tuple[str, str]:
+    """(outcome, message) of one exercise in some notebooks, in this process, for whoever MINIT2V_STUDENT names."""
     try:
-        with _as_student(seed):
-            handed_in = take(notebooks, exercise.target)
-            result = judging.judge(exercise, handed_in, seed)
+        result = judging.judge(exercise, take(notebooks, exercise.target), learner_seed())
     except HandInError as error:
         return ERROR, str(error)
     except SystemExit:
@@ -110,28 +109,16 @@ def judge_notebooks(notebooks: list[Path], exercise: Exercise, seed: int = 0) ->
     return result.outcome, result.message
 
 
-@contextlib.contextmanager
-def _as_student(seed: int):
-    """`task` inside a hand-in gives the questions of this seed."""
-    from minit2v.course import learner
-
-    kept, learner.learner_seed = learner.learner_seed, lambda: seed
-    try:
-        yield
-    finally:
-        learner.learner_seed = kept
-
-
 class _Run:
     """One exercise of one hand-in in its own process."""
 
-    def __init__(self, context, submission: Path, exercise: Exercise, notebooks: list[Path], seed: int, part: Path,
-                 seconds: float, memory: float):
+    def __init__(self, context, submission: Path, exercise: Exercise, notebooks: list[Path], student: str,
+                 part: Path, seconds: float, memory: float):
         self.submission, self.exercise, self.part, self.seconds = submission, exercise, part, seconds
         self.folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self.answer, theirs = context.Pipe(duplex=False)
         self.process = context.Process(target=_work, daemon=True, args=(
-            theirs, self.folder.name, [path.resolve() for path in notebooks], exercise.name, seed, memory))
+            theirs, self.folder.name, [path.resolve() for path in notebooks], exercise.name, student, memory))
         self.process.start()
         theirs.close()
         self.started, self.found = time.monotonic(), None
@@ -160,9 +147,10 @@ class _Run:
         return self.found
 
 
-def _work(answer, folder: str, notebooks: list[Path], name: str, seed: int, memory: float) -> None:
+def _work(answer, folder: str, notebooks: list[Path], name: str, student: str, memory: float) -> None:
     """In the new process: limits first, then the exercise."""
     os.chdir(folder)
+    os.environ["MINIT2V_STUDENT"] = student                               # decides what `task` asks, and what is right
     _limit(memory)
     printed = os.open("output.txt", os.O_WRONLY | os.O_CREAT, 0o600)
     for stream in (1, 2):
@@ -172,7 +160,7 @@ def _work(answer, folder: str, notebooks: list[Path], name: str, seed: int, memo
 
     torch.set_num_threads(1)
     try:
-        answer.send(judge_notebooks(notebooks, judging.find(name), seed))
+        answer.send(judge_notebooks(notebooks, judging.find(name)))
     except MemoryError:
         answer.send((ERROR, f"the hand-in needed more than {memory:g} GB"))
 
@@ -193,10 +181,10 @@ def _limit(memory: float) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)                         # then writing raises OSError instead
 
 
-def _row(submission: Path, exercise: Exercise, outcome: str, message: str) -> dict:
-    return {"submission": submission.name, "exercise": exercise.name,
-            "points": exercise.points if outcome == RIGHT else 0, "max_points": exercise.points,
-            "outcome": outcome, "message": message}
+def row(exercise: Exercise, outcome: str, message: str) -> dict:
+    """What a table says of one exercise."""
+    return {"exercise": exercise.name, "points": exercise.points if outcome == RIGHT else 0,
+            "max_points": exercise.points, "outcome": outcome, "message": message}
 
 
 def _write_csv(out: Path, rows: list[dict]) -> None:

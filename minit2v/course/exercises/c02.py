@@ -7,17 +7,13 @@ from torch import nn
 
 from minit2v.course import figures
 from minit2v.course.exercise import Exercise, Mistake
-
-
-def _random(seed, *shapes):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
-
+from minit2v.course.oracles import random_tensors
 
 # 02.draw
 
 def _draw_cases(seed):
-    return [tuple(_random(seed, (2, 8, 3, 5), (2, 4, 3, 5))), tuple(_random(seed + 1, (1, 6, 2, 2), (1, 3, 2, 2)))]
+    return [tuple(random_tensors(seed, (2, 8, 3, 5), (2, 4, 3, 5))),
+            tuple(random_tensors(seed + 1, (1, 6, 2, 2), (1, 3, 2, 2)))]
 
 
 def _draw_oracle(moments, noise):
@@ -84,7 +80,7 @@ DRAW = Exercise(
 # 02.kl
 
 def _kl_cases(seed):
-    one, two = _random(seed, (4, 3, 5), (4, 3, 5))
+    one, two = random_tensors(seed, (4, 3, 5), (4, 3, 5))
     return [tuple(one), tuple(two), (*one[:2], torch.zeros_like(one[0]), torch.zeros_like(one[0]))]
 
 
@@ -155,7 +151,7 @@ KL = Exercise(
 # 02.half
 
 def _half_cases(seed):
-    return [tuple(_random(seed, (2, 2, 8, 6))), tuple(_random(seed + 1, (1, 2, 4, 4)))]
+    return [tuple(random_tensors(seed, (2, 2, 8, 6))), tuple(random_tensors(seed + 1, (1, 2, 4, 4)))]
 
 
 def _half_oracle(state, x):
@@ -235,7 +231,7 @@ HALF = Exercise(
 # 02.attention
 
 def _attention_cases(seed):
-    return [tuple(_random(seed, (2, 4, 3, 5))), tuple(_random(seed + 1, (1, 4, 2, 2)))]
+    return [tuple(random_tensors(seed, (2, 4, 3, 5))), tuple(random_tensors(seed + 1, (1, 4, 2, 2)))]
 
 
 def _attention_oracle(state, x):

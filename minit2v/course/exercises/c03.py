@@ -10,12 +10,7 @@ import torch.nn.functional as F
 
 from minit2v.course import figures
 from minit2v.course.exercise import Exercise, Mistake
-
-
-def _random(seed, *shapes):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
-
+from minit2v.course.oracles import random_tensors
 
 # 03.merge
 
@@ -108,7 +103,7 @@ MERGE = Exercise(
 # 03.weights
 
 def _weights_cases(seed):
-    scores, more = _random(seed, (3, 5, 5), (2, 4, 4))
+    scores, more = random_tensors(seed, (3, 5, 5), (2, 4, 4))
     return [(scores, torch.tensor([[8, 3, 9, 0, 0], [8, 2, 5, 1, 9], [8, 9, 0, 0, 0]])),
             (3 * more, torch.tensor([[8, 4, 9, 0], [8, 6, 7, 9]]))]
 
@@ -202,7 +197,7 @@ WEIGHTS = Exercise(
 # 03.loss
 
 def _loss_cases(seed):
-    u, v, a, b = _random(seed, (5, 3), (5, 3), (6, 4), (6, 4))
+    u, v, a, b = random_tensors(seed, (5, 3), (5, 3), (6, 4), (6, 4))
     return [(u, v, 2.0), (3 * a, b / 2, 1 / 0.07)]
 
 
@@ -348,7 +343,7 @@ def _penultimate_end(x, blocks, norm, mask):
 
 PENULTIMATE = Exercise(
     name="03.penultimate", target="context", kind="repair", title="One block too many", minutes=10, level=1,
-    cases=lambda seed: [tuple(_random(seed, (2, 4, 3))), tuple(_random(seed + 1, (1, 6, 5)))],
+    cases=lambda seed: [tuple(random_tensors(seed, (2, 4, 3))), tuple(random_tensors(seed + 1, (1, 6, 5)))],
     oracle=_penultimate_oracle, call=_call_penultimate, gradients=True,
     mistakes=(
         Mistake("as trained", _penultimate_all, "Every block still runs, as when the text network was trained. The "

@@ -4,12 +4,7 @@ import torch
 
 from minit2v.course import figures
 from minit2v.course.exercise import Exercise, Mistake
-
-
-def _draw(seed, *shapes):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
-
+from minit2v.course.oracles import random_tensors
 
 # 04.schedule
 
@@ -75,7 +70,7 @@ SCHEDULE = Exercise(
 # 04.add_noise
 
 def _noise_cases(seed):
-    x0, eps = _draw(seed, (3, 4, 5), (3, 4, 5))
+    x0, eps = random_tensors(seed, (3, 4, 5), (3, 4, 5))
     return [(x0, 0.7, eps), (x0, 0.02, eps), (x0, 1.0, eps)]
 
 
@@ -120,7 +115,7 @@ ADD_NOISE = Exercise(
 # 04.split
 
 def _split_cases(seed):
-    v, x = _draw(seed, (2, 4, 3), (2, 4, 3))
+    v, x = random_tensors(seed, (2, 4, 3), (2, 4, 3))
     return [(v, x, 0.8, 0.6), (v, x, 5 / 13, 12 / 13)]
 
 
@@ -167,7 +162,7 @@ SPLIT = Exercise(
 # 04.loss
 
 def _loss_cases(seed):
-    x0, eps = _draw(seed, (3, 4, 5), (3, 4, 5))
+    x0, eps = random_tensors(seed, (3, 4, 5), (3, 4, 5))
     return [(x0, torch.tensor([1, 4, 10]), eps), (x0, torch.tensor([2, 2, 7]), eps)]
 
 

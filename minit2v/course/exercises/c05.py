@@ -7,17 +7,12 @@ from torch import nn
 
 from minit2v.course import figures
 from minit2v.course.exercise import Exercise, Mistake
-
-
-def _draw(seed, *shapes):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
-
+from minit2v.course.oracles import group_norm, random_tensors
 
 # 05.attention
 
 def _attention_cases(seed):
-    return [tuple(_draw(seed, *shapes)) for shapes in (((2, 5, 8), (2, 3, 8), (2, 3, 8)), 3 * ((1, 4, 4),))]
+    return [tuple(random_tensors(seed, *shapes)) for shapes in (((2, 5, 8), (2, 3, 8), (2, 3, 8)), 3 * ((1, 4, 4),))]
 
 
 def _attention_oracle(q, k, v):
@@ -76,7 +71,7 @@ ATTENTION = Exercise(
 # 05.cross_attention
 
 def _cross_cases(seed):
-    return [tuple(_draw(seed, (2, 5, 8), (2, 3, 6)))]
+    return [tuple(random_tensors(seed, (2, 5, 8), (2, 3, 6)))]
 
 
 def _cross_oracle(state, x, context):
@@ -182,7 +177,7 @@ CROSS = Exercise(
 # 05.geglu
 
 def _geglu_cases(seed):
-    return [tuple(_draw(seed, (3, 5, 4), (12, 4), (12,)))]
+    return [tuple(random_tensors(seed, (3, 5, 4), (12, 4), (12,)))]
 
 
 def _geglu_oracle(x, weight, bias):
@@ -233,7 +228,7 @@ GEGLU = Exercise(
 # 05.resblock
 
 def _resblock_cases(seed):
-    return [tuple(_draw(seed, (2, 4, 6, 6), (2, 7)))]
+    return [tuple(random_tensors(seed, (2, 4, 6, 6), (2, 7)))]
 
 
 def _call_resblock(module, x, emb):
@@ -247,11 +242,7 @@ def _call_resblock(module, x, emb):
 
 def _resblock_oracle(state, x, emb):
     def norm(h, name):
-        parts = h.unflatten(1, (2, -1))
-        mean = parts.mean(dim=(2, 3, 4), keepdim=True)
-        variance = ((parts - mean) ** 2).mean(dim=(2, 3, 4), keepdim=True)
-        h = ((parts - mean) / (variance + 1e-5).sqrt()).flatten(1, 2)
-        return h * state[f"{name}.weight"][:, None, None] + state[f"{name}.bias"][:, None, None]
+        return group_norm(h, state[f"{name}.weight"], state[f"{name}.bias"], groups=2, eps=1e-5)
 
     def silu(h):
         return h / (1 + torch.exp(-h))

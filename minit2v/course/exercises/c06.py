@@ -6,17 +6,15 @@ import torch
 
 from minit2v.course import figures
 from minit2v.course.exercise import Exercise, Mistake
+from minit2v.course.oracles import random_tensors
 
-
-def _draw(seed, count):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(count, 2, 4, 3, generator=generator, dtype=torch.float64)
+SHAPE = (2, 4, 3)                                        # of every tensor here
 
 
 # 06.ddim
 
 def _ddim_cases(seed):
-    x0, eps, noise = _draw(seed, 3)
+    x0, eps, noise = random_tensors(seed, SHAPE, SHAPE, SHAPE)
     return [(x0, eps, noise, 0.3, 0.6, 0.0), (x0, eps, noise, 0.3, 0.6, 1.0), (x0, eps, noise, 0.05, 0.1, 0.5)]
 
 
@@ -77,7 +75,7 @@ DDIM = Exercise(
 # 06.ddpm
 
 def _ddpm_cases(seed):
-    x, x0, noise = _draw(seed, 3)
+    x, x0, noise = random_tensors(seed, SHAPE, SHAPE, SHAPE)
     return [(x, x0, noise, 0.3, 0.6), (x, x0, noise, 0.05, 0.07)]
 
 
@@ -134,7 +132,7 @@ DDPM = Exercise(
 # 06.dpm
 
 def _dpm_cases(seed):
-    x, x0, before = _draw(seed, 3)
+    x, x0, before = random_tensors(seed, SHAPE, SHAPE, SHAPE)
     return [(x, x0, before, 0.1, 0.3, 0.6), (x, x0, before, 0.02, 0.05, 0.4)]
 
 
@@ -209,7 +207,7 @@ DPM = Exercise(
 # 06.guide
 
 def _guide_cases(seed):
-    without, within, _ = _draw(seed, 3)
+    without, within = random_tensors(seed, SHAPE, SHAPE)
     return [(without, within, 4.0), (without, within, 1.0), (without, within, 0.0)]
 
 

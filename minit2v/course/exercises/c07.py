@@ -8,17 +8,12 @@ from torch import nn
 from minit2v.attention import TransformerBlock
 from minit2v.course import figures
 from minit2v.course.exercise import Exercise, Mistake
-
-
-def _draw(seed, *shapes):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
-
+from minit2v.course.oracles import group_norm, random_tensors
 
 # 07.frame_conv
 
 def _frame_cases(seed):
-    return [(x,) for x in _draw(seed, (2, 4, 5, 3), (1, 4, 1, 2))]              # a clip may have a single frame
+    return [(x,) for x in random_tensors(seed, (2, 4, 5, 3), (1, 4, 1, 2))]       # a clip may have a single frame
 
 
 def _frame_oracle(state, x):
@@ -123,7 +118,7 @@ def _layer(images, emb):
 
 
 def _fold_cases(seed):
-    return [tuple(_draw(seed, *shapes)) for shapes in (((2, 3, 4, 2, 5), (2, 3)), ((3, 2, 2, 2, 2), (3, 2)))]
+    return [tuple(random_tensors(seed, *shapes)) for shapes in (((2, 3, 4, 2, 5), (2, 3)), ((3, 2, 2, 2, 2), (3, 2)))]
 
 
 def _call_fold(hand_in, x, emb):
@@ -211,14 +206,7 @@ _TIME_SHAPES = {"norm.weight": (4,), "norm.bias": (4,), "proj_in.weight": (6, 4)
 
 
 def _time_cases(seed):
-    return [(x,) for x in _draw(seed, (2, 4, 5, 3, 2), (1, 4, 2, 2, 2))]
-
-
-def _normed(x, weight, bias, groups, eps):
-    """Group normalisation over everything but the batch, from its formula. x: (B, C, ...)."""
-    parts = x.unflatten(1, (groups, -1)).flatten(2)                                      # (B, groups, the rest)
-    parts = (parts - parts.mean(2, keepdim=True)) / (parts.var(2, correction=0, keepdim=True) + eps).sqrt()
-    return torch.einsum("bc...,c->bc...", parts.reshape(x.shape), weight) + bias.view(-1, *[1] * (x.ndim - 2))
+    return [(x,) for x in random_tensors(seed, (2, 4, 5, 3, 2), (1, 4, 2, 2, 2))]
 
 
 def _time_oracle(state, x):
@@ -233,7 +221,7 @@ def _time_oracle(state, x):
         heads = [F.scaled_dot_product_attention(*(t[None, :, i:i + 3] for t in (q, k, v)))[0] for i in (0, 3)]
         return linear(f"{name}.to_out", torch.cat(heads, dim=-1))
 
-    normed, out = _normed(x, state["norm.weight"], state["norm.bias"], 2, 1e-6), torch.empty_like(x)
+    normed, out = group_norm(x, state["norm.weight"], state["norm.bias"], 2, 1e-6), torch.empty_like(x)
     for b, i, j in torch.cartesian_prod(*(torch.arange(n) for n in (x.shape[0], *x.shape[3:]))).tolist():
         h = linear("proj_in", normed[b, :, :, i, j].T)                                   # (F, 6)
         h = h + attention("block.attn1", norm("block.norm1", h))
@@ -337,7 +325,7 @@ _ZERO_SHAPES = {key: shape for conv in _CONVS for key, shape in (
 
 
 def _zero_cases(seed):
-    return [(x,) for x in _draw(seed, (2, 4, 5, 3, 2))]
+    return [(x,) for x in random_tensors(seed, (2, 4, 5, 3, 2))]
 
 
 def _call_zero(module, x):
@@ -360,7 +348,7 @@ def _call_zero(module, x):
 def _zero_oracle(state, x):
     h = x
     for conv in _CONVS:
-        h = _normed(h, state[f"{conv[:5]}.0.weight"], state[f"{conv[:5]}.0.bias"], 2, 1e-5)
+        h = group_norm(h, state[f"{conv[:5]}.0.weight"], state[f"{conv[:5]}.0.bias"], 2, 1e-5)
         h = h / (1 + torch.exp(-h))
         rows = F.pad(h, (0, 0, 0, 0, 1, 1)).unfold(2, 3, 1)                              # (B, C, F, H, W, 3)
         h = torch.einsum("bcfhwk,ock->bofhw", rows, state[f"{conv}.weight"][..., 0, 0])
