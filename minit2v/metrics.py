@@ -74,6 +74,23 @@ def through_autoencoder(pipe: TextToVideo, clips: Tensor, batch: int = 10) -> Te
                       for part in clips.split(batch)])
 
 
+def motion_energy(clips: Tensor) -> Tensor:
+    """How much changes from frame to frame: the mean |difference| of neighbouring frames, as a share of full scale.
+
+    Clips (N, F, H, W, 3) uint8 with at least two frames -> (N,) float32 in [0, 1]; 0 is a frozen picture.
+    Raises ValueError for another shape or dtype, and for clips of one frame.
+    """
+    _check_clips(clips, least=2)
+    return torch.stack([(clip[1:].float() - clip[:-1].float()).abs().mean() for clip in clips]) / 255         # (N,)
+
+
+def _check_clips(clips: Tensor, least: int) -> None:
+    if clips.ndim != 5 or clips.shape[-1] != 3 or clips.dtype != torch.uint8 or 0 in clips.shape or (
+            clips.shape[1] < least):
+        raise ValueError(f"these are {tuple(clips.shape)} of {clips.dtype}, but must be clips, (clips, frames, height, "
+                         f"width, 3) of torch.uint8, with {least} frames or more; of a single clip, take clip[None]")
+
+
 def draw(scenes: list[Scene], batch: int = 50) -> Tensor:
     """Real clips of scenes, (N, F, H, W, 3) uint8."""
     return torch.cat([render(scenes[i:i + batch]) for i in range(0, len(scenes), batch)])

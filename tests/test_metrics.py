@@ -122,6 +122,29 @@ def test_each_prompt_has_its_own_seed_whatever_the_batch():
         assert len(calls) == math.ceil(7 / batch)
 
 
+# --- motion ---
+
+def test_motion_energy_is_the_mean_change_in_float64():
+    clips = torch.randint(0, 256, (3, 5, 6, 7, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    found = metrics.motion_energy(clips)
+    expected = np.abs(np.diff(clips.numpy().astype(np.float64), axis=1)).mean(axis=(1, 2, 3, 4)) / 255
+    assert found.dtype == torch.float32 and np.allclose(found.numpy(), expected, atol=1e-6)
+
+
+def test_motion_energy_of_known_clips():
+    black, white = torch.zeros(2, 2, 3, dtype=torch.uint8), torch.full((2, 2, 3), 255, dtype=torch.uint8)
+    orders = ((black, black, black), (white, black, white), (white, white, black))         # frozen, flashing, one cut
+    clips = torch.stack([torch.stack(frames) for frames in orders])
+    assert metrics.motion_energy(clips).tolist() == [0, 1, 0.5]
+
+
+@pytest.mark.parametrize("clips", (torch.zeros(16, 8, 8, 3, dtype=torch.uint8), torch.zeros(1, 16, 8, 8, 3),
+                                   torch.zeros(1, 1, 8, 8, 3, dtype=torch.uint8), torch.zeros(1, 3, 16, 8, 8).byte()))
+def test_motion_energy_names_what_is_wrong(clips):
+    with pytest.raises(ValueError, match="frames, height, width, 3.*2 frames or more"):
+        metrics.motion_energy(clips)
+
+
 # --- tables ---
 
 def test_the_referee_stands_between_chance_and_one():
