@@ -12,6 +12,7 @@ adds temporal layers that do nothing at first, and trains on videos and images t
 import random
 import shutil
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -168,7 +169,6 @@ def _train_unet(config: ModelConfig, out: Path, plan: Plan, run: str, image_shar
     text_encoder = TextEncoder(config.text).eval().requires_grad_(False)
     text_encoder.load_state_dict(load_file(out / "text_encoder.safetensors"))
     clips, tokenizer = _clips(config, out, (1, 2), **options), _tokenizer(config, out)
-    process = Process(config.diffusion)
     unet = UNet(config.unet)
     _initialise(unet, seed=3)
     if run != "image":                                   # from where the image model was, however often it is resumed
@@ -179,23 +179,37 @@ def _train_unet(config: ModelConfig, out: Path, plan: Plan, run: str, image_shar
                 shutil.copyfile(out / "unet.safetensors", part)
         unet.load_state_dict(load_file(start))
 
-    def objective(unet, generator, rng):
-        still = rng.random() < image_share
-        latents, texts = clips.batch(rng, images if still else plan.batch, drop=DROP_CAPTION)   # (B, 4, F, h, w)
-        if still:
-            latents = latents[:, :, rng.randrange(latents.shape[2])][:, :, None]        # (B, 4, 1, h, w)
-        else:
-            latents = latents[:, :, rng.randrange(every)::every]                        # (B, 4, F / every, h, w)
-        context = text_encoder(tokenizer(texts)).float()                                # (B, L, D)
-        network = partial(unet, temporal=False) if still else unet
-        times = draw_times(process.timesteps, len(latents), generator)
-        return denoising_loss(network, process, latents, context, generator, t=times)[0], {}
+    def encode(texts):
+        return text_encoder(tokenizer(texts)).float()                                   # (B, L, D)
+
+    objective = unet_objective(Process(config.diffusion), encode, clips, plan.batch, image_share, images, every)
 
     def on_save(average, step):
         _write(out, config, unet=average)
         return None if run == "image" else score(out, every=every)
 
     fit(unet, objective, plan, out / "runs" / run, on_save=on_save, **options)
+
+
+def unet_objective(process: Process, encode: Callable[[list[str]], Tensor], clips: Clips, batch: int,
+                   image_share: float, images: int, every: int = 1) -> Callable:
+    """What a step of the UNet is, for `training.fit`: `image_share` of the batches are `images` single frames.
+
+    The others are `batch` clips of every `every`-th frame. encode(captions) -> context (B, L, D); no gradient goes
+    through it. clips: anything with `batch(rng, size, drop)`, as `data.Clips` has it.
+    """
+    def objective(unet, generator, rng):
+        still = rng.random() < image_share
+        latents, texts = clips.batch(rng, images if still else batch, drop=DROP_CAPTION)    # (B, 4, F, h, w)
+        if still:
+            latents = latents[:, :, rng.randrange(latents.shape[2])][:, :, None]        # (B, 4, 1, h, w)
+        else:
+            latents = latents[:, :, rng.randrange(every)::every]                        # (B, 4, F / every, h, w)
+        network = partial(unet, temporal=False) if still else unet
+        times = draw_times(process.timesteps, len(latents), generator)
+        return denoising_loss(network, process, latents, encode(texts), generator, t=times)[0], {}
+
+    return objective
 
 
 def draw_times(timesteps: int, count: int, generator: torch.Generator) -> Tensor:
