@@ -3,8 +3,10 @@
 An objective says what a step is: it draws a batch and judges the model. The loop does the rest: learning rate,
 gradient clipping, a moving average of the weights, a log, and checkpoints that survive a kill at any moment.
 
-Everything random in step n is drawn from generators seeded by (seed, n). So a run that was killed and resumed
-from its last checkpoint makes the same steps as one that was not, and loses only the steps since that checkpoint.
+A step is the mean over `Plan.accumulate` micro-batches. Everything random in micro-batch m of step n is drawn from
+generators seeded by (seed, n, m). So a run that was killed and resumed from its last checkpoint makes the same steps
+as one that was not, and loses only the steps since that checkpoint. And several processes make the same steps as one,
+by sharing out the micro-batches of each (see distributed.py).
 """
 
 import json
@@ -12,6 +14,7 @@ import math
 import random
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from . import distributed
 from .files import write_whole
 from .muon import Muon, split
 
@@ -28,7 +32,7 @@ class Plan:
     """How long and how fast one stage learns."""
 
     steps: int
-    batch: int
+    batch: int                            # samples in a micro-batch; the objective draws them
     lr: float
     warmup: int = 100                     # steps until the learning rate has risen to `lr`
     final_lr: float = 0.02                # where the cosine ends, in units of `lr`
@@ -37,6 +41,7 @@ class Plan:
     clip_grad: float = 1.0
     save_every: int = 500
     log_every: int = 20
+    accumulate: int = 1                   # micro-batches in a step, whose gradients are averaged
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then half a cosine down to `final_lr` (Loshchilov & Hutter 2017)."""
@@ -60,9 +65,14 @@ class Ema:
         torch._foreach_lerp_(list(self.average.values()), current, 1 - decay)
 
 
-def generators(seed: int, step: int) -> tuple[torch.Generator, random.Random]:
-    """The two sources of chance of one step: noise for tensors, choices for everything else."""
-    return torch.Generator().manual_seed(seed * 10_000_019 + step), random.Random(f"{seed}, {step}")
+def generators(seed: int, step: int, micro: int = 0) -> tuple[torch.Generator, random.Random]:
+    """The two sources of chance of one micro-batch: noise for tensors, choices for everything else.
+
+    torch keeps 32 bits of a seed. The factor, 2^32 over the golden ratio, lays the micro-batches of a step so far
+    apart that no step of theirs is another's within two million steps and 900 micro-batches.
+    """
+    number = seed * 10_000_019 + step + micro * 0x9E3779B1
+    return torch.Generator().manual_seed(number), random.Random(f"{seed}, {step}" + (f", {micro}" if micro else ""))
 
 
 def fit(model: nn.Module, objective: Callable, plan: Plan, folder: str | Path, seed: int = 0,
@@ -71,33 +81,46 @@ def fit(model: nn.Module, objective: Callable, plan: Plan, folder: str | Path, s
         progress: bool = True) -> dict[str, Tensor]:
     """Trains `model` for `plan.steps` steps and returns the averaged weights, {name: tensor}.
 
-    objective(model, generator, rng) -> (loss, {name: number}): draws a batch and its noise, and judges the model.
+    objective(model, generator, rng) -> (loss, {name: number}): draws a micro-batch and its noise, and judges the
+    model. It is called `plan.accumulate` times a step; chance of its own would undo what is said above, so it draws
+    from the two generators only. (Dropout draws from torch's global generator, which is seeded for it here.)
     folder: gets checkpoint.pt, log.jsonl and loss.png. If there is a checkpoint in it, the run goes on from there.
     learns: which parameters are trained, by name. autocast: torch.bfloat16 for mixed precision, None for none.
     on_save: called with the averaged weights and the step at each save; what it returns is logged.
-    Raises FloatingPointError when the loss is not a number; the last checkpoint stays.
+    Where there are several processes (distributed.processes), all call `fit` alike and get the same weights back;
+    the first one alone writes, calls `on_save` and shows progress.
+    Raises FloatingPointError when the loss is not a number; the last checkpoint stays. Raises ValueError if the
+    micro-batches of a step cannot be shared out evenly among the processes.
     """
-    folder = Path(folder)
+    folder, first_here, mine = Path(folder), distributed.first(), distributed.share_out(plan.accumulate)
     folder.mkdir(parents=True, exist_ok=True)
     device = next(model.parameters()).device
     parameters = {name: p for name, p in model.named_parameters() if learns(name)}
     for name, p in model.named_parameters():
         p.requires_grad_(name in parameters)
+    distributed.same_start([*model.parameters(), *model.buffers()])
     ema = Ema(parameters, plan.ema)
     optimizers = _optimizers(model, list(parameters.values()), plan, autocast or torch.float32)
-    first, spent, recent = _resume(folder, parameters, ema, optimizers)
-    log = (folder / "log.jsonl").open("a", encoding="utf-8")
+    begin, spent, recent = _resume(folder, parameters, ema, optimizers)
     started = time.monotonic() - spent
-    bar = tqdm(range(first, plan.steps), desc=folder.name, initial=first, total=plan.steps, disable=not progress)
+    bar = tqdm(range(begin, plan.steps), desc=folder.name, initial=begin, total=plan.steps,
+               disable=not (progress and first_here))
     model.train()
     for step in bar:
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = plan.learning_rate(step)
             optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, autocast, enabled=autocast is not None):
-            loss, parts = objective(model, *generators(seed, step))
+        losses, parts = [], []
+        for micro in mine:
+            generator, rng = generators(seed, step, micro)
+            with torch.autocast(device.type, autocast, enabled=autocast is not None), _seeded(generator):
+                loss, found = objective(model, generator, rng)
+            (loss / len(mine)).backward()
+            losses.append(loss.detach())
+            parts.append(found)
+        loss = distributed.mean(torch.stack(losses).mean())
         _check_finite(loss, "loss", step, folder, plan)
-        loss.backward()
+        distributed.average_gradients(list(parameters.values()))
         norm = nn.utils.clip_grad_norm_(parameters.values(), plan.clip_grad)
         _check_finite(norm, "gradient's norm", step, folder, plan)
         for optimizer in optimizers:
@@ -107,21 +130,39 @@ def fit(model: nn.Module, objective: Callable, plan: Plan, folder: str | Path, s
         done = step + 1
         if done % plan.log_every == 0 or done == plan.steps:
             line = {"step": done, "loss": sum(recent) / len(recent), "grad_norm": norm.item(),
-                    "lr": plan.learning_rate(step), "seconds": round(time.monotonic() - started, 1),
-                    **{k: float(v) for k, v in parts.items()}}
+                    "lr": plan.learning_rate(step), "seconds": round(time.monotonic() - started, 1), **_means(parts)}
             recent = []
-            log.write(json.dumps(line) + "\n")
-            log.flush()
+            _write_log(folder, line)
             bar.set_postfix(loss=f"{line['loss']:.4f}")
-        if done % plan.save_every == 0 or done == plan.steps:
+        if (done % plan.save_every == 0 or done == plan.steps) and first_here:
             found = on_save(ema.average, done) if on_save else None     # before the checkpoint: a kill repeats it
             if found:
-                log.write(json.dumps({"step": done, **found}) + "\n")
-                log.flush()
+                _write_log(folder, {"step": done, **found})
             _save(folder, parameters, ema, optimizers, done, time.monotonic() - started, recent)
             plot_log(folder)
-    log.close()
     return ema.average
+
+
+@contextmanager
+def _seeded(generator: torch.Generator):
+    """Inside, torch's global generators are seeded by this one's seed and another; the processor's is put back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator.initial_seed() ^ 0x5BD1E995)
+        yield
+
+
+def _means(parts: list[dict]) -> dict[str, float]:
+    """What the objective measured, averaged over the micro-batches of all processes that measured it."""
+    found = [each for some in distributed.everyones([{k: float(v) for k, v in p.items()} for p in parts])
+             for each in some]
+    values = {name: [each[name] for each in found if name in each] for each in found for name in each}
+    return {name: sum(some) / len(some) for name, some in values.items()}
+
+
+def _write_log(folder: Path, line: dict) -> None:
+    if distributed.first():
+        with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
 
 
 def _optimizers(model: nn.Module, parameters: list[Tensor], plan: Plan, dtype: torch.dtype) -> list:
@@ -155,8 +196,11 @@ def _resume(folder: Path, parameters: dict, ema: Ema, optimizers: list) -> tuple
     Returns its step, the seconds spent, and the losses since the last line of the log.
     """
     path = folder / "checkpoint.pt"
+    if distributed.first():
+        for left in folder.glob(".checkpoint.pt.*.part"):              # what a kill during saving has left behind
+            left.unlink()
     if not path.exists():
-        (folder / "log.jsonl").write_text("", encoding="utf-8")
+        _cut_log(folder, 0)
         return 0, 0.0, []
     state = torch.load(path, weights_only=True)
     if set(state["parameters"]) != set(parameters):
@@ -169,9 +213,16 @@ def _resume(folder: Path, parameters: dict, ema: Ema, optimizers: list) -> tuple
         average.copy_(state["average"][name])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
-    kept = [line for line in read_log(folder) if line["step"] <= state["step"]]
-    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    _cut_log(folder, state["step"])
     return state["step"], state["seconds"], state.get("recent", [])
+
+
+def _cut_log(folder: Path, step: int) -> None:
+    """Takes what came after `step` out of the log."""
+    if distributed.first():
+        kept = [line for line in read_log(folder) if line["step"] <= step] if step else []
+        with write_whole(folder / "log.jsonl") as part:
+            part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
 
 def read_log(folder: str | Path) -> list[dict]:

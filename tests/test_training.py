@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -145,6 +146,54 @@ def test_chance_follows_from_seed_and_step():
     assert draw(0, 5) == draw(0, 5)
     drawn = [draw(seed, step) for seed in range(3) for step in range(50)]
     assert len({tuple(noise) for noise, _ in drawn}) == len({choice for _, choice in drawn}) == 150
+
+
+def test_micro_batches_draw_apart_from_one_another_and_from_other_steps():
+    """The first draws what a step without micro-batches draws; no other draws what any step does."""
+    noise = {torch.randn(4, generator=generators(3, step, micro)[0]).numpy().tobytes()
+             for micro in range(40) for step in range(100)}
+    choices = {generators(3, step, micro)[1].random() for micro in range(40) for step in range(100)}
+    assert len(noise) == len(choices) == 4000
+    kept = [micro * 0x9E3779B1 % 2 ** 32 for micro in range(900)]                 # of a seed, torch keeps 32 bits
+    assert min(b - a for a, b in zip(sorted(kept), sorted(kept)[1:])) > 1_500_000
+    generator, rng = generators(3, 7, 0)
+    assert generator.initial_seed() == 3 * 10_000_019 + 7 and rng.random() == random.Random("3, 7").random()
+
+
+def test_a_step_is_the_mean_over_its_micro_batches(tmp_path):
+    """Of losses, gradients and measurements; here the micro-batches are made one, by hand."""
+    plan = replace(PLAN, steps=6, log_every=1)
+
+    def by_hand(model, generator, rng):
+        step = generator.initial_seed()                                           # seed 0: the step itself
+        found = [objective(model, *generators(0, step, micro)) for micro in range(3)]
+        return sum(loss for loss, _ in found) / 3, {"error": sum(parts["error"] for _, parts in found) / 3}
+
+    one = fit(Net().double(), objective, replace(plan, accumulate=3), tmp_path / "one", progress=False)
+    two = fit(Net().double(), by_hand, plan, tmp_path / "two", progress=False)
+    assert all(torch.allclose(one[name], two[name], rtol=0, atol=1e-12) for name in one)
+    for a, b in zip(read_log(tmp_path / "one"), read_log(tmp_path / "two"), strict=True):
+        assert all(a[key] == pytest.approx(b[key], rel=1e-9) for key in ("loss", "error", "grad_norm", "lr"))
+    plain = fit(Net().double(), objective, plan, tmp_path / "plain", progress=False)
+    assert not any(torch.allclose(one[name], plain[name], rtol=0, atol=1e-4) for name in one)
+
+
+def test_dropout_follows_from_the_seed_and_leaves_the_global_generator_alone(tmp_path):
+    def train(folder, steps, seed):
+        net = Net()
+        net.first = nn.Sequential(net.first, nn.Dropout(0.5))
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        try:
+            return fit(net, stop_after(steps), PLAN, tmp_path / folder, progress=False)
+        finally:
+            assert torch.equal(torch.get_rng_state(), before)
+
+    whole = train("whole", 99, seed=1)
+    with pytest.raises(KeyboardInterrupt):
+        train("run", 11, seed=2)
+    resumed = train("run", 99, seed=3)
+    assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
 
 
 def test_a_run_is_the_loop_written_out(tmp_path):
