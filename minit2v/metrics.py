@@ -9,6 +9,7 @@ clips reach (how well the referee itself reads).
 import json
 import math
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -61,6 +62,29 @@ def interval(share: float, count: int) -> float:
     return z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
 
 
+def bootstrap(values: Tensor, statistic: Callable[[Tensor], float | Tensor] = torch.mean, draws: int = 1000,
+              level: float = 0.95, seed: int = 0, centred: bool = False) -> tuple[float, float]:
+    """An interval for `statistic` of a sample: how much it would vary if other clips had been drawn.
+
+    The sample `values`, (N, ...), one row a clip, is drawn again from itself, with repetition, `draws` times; the
+    interval holds the middle `level` of what the statistic then says (Efron 1979; the percentile interval).
+    centred: shifts it so that the draws' mean lies on the statistic of `values`. For one that grows when rows are
+    repeated, as the Frechet distance does: the interval then tells its spread, and says nothing of its bias.
+    Raises ValueError for an empty sample, fewer than 20 draws, or a level not between 0 and 1.
+    """
+    if values.ndim == 0 or len(values) == 0 or draws < 20 or not 0 < level < 1:
+        raise ValueError(f"the sample has the shape {tuple(values.shape)}, with draws={draws}, level={level}; it needs "
+                         "one row or more, 20 draws or more and a level between 0 and 1")
+    values = values if values.is_floating_point() else values.double()
+    generator = torch.Generator().manual_seed(seed)
+    found = torch.tensor([float(statistic(values[torch.randint(len(values), (len(values),), generator=generator)]))
+                          for _ in range(draws)], dtype=torch.float64)                        # (draws,)
+    if centred:
+        found = found - found.mean() + float(statistic(values))
+    low, high = torch.quantile(found, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
+    return low, high
+
+
 def shuffled(clips: Tensor, seed: int = 0) -> Tensor:
     """The frames of each clip (N, F, ...) in a random order: the same pictures, no motion."""
     generator = torch.Generator().manual_seed(seed)
@@ -82,6 +106,43 @@ def motion_energy(clips: Tensor) -> Tensor:
     """
     _check_clips(clips, least=2)
     return torch.stack([(clip[1:].float() - clip[:-1].float()).abs().mean() for clip in clips]) / 255         # (N,)
+
+
+def flicker(clips: Tensor) -> Tensor:
+    """VBench's temporal flickering (Huang et al. 2023): 1 - motion energy, so that 1 is "no flicker" at all.
+
+    Clips (N, F, H, W, 3) uint8 -> (N,) in [0, 1]. It cannot tell flicker from motion: a frozen picture gets a full 1.
+    """
+    return 1 - motion_energy(clips)
+
+
+def centroids(clips: Tensor) -> Tensor:
+    """Where the things of each frame are on average, (N, F, 2): x and y in fractions of the frame, from the top left.
+
+    A pixel weighs as much as it differs from the frame's median colour, which is the ground as long as things cover
+    less than half. A frame with nothing but ground has its middle, (0.5, 0.5).
+    """
+    _check_clips(clips, least=1)
+    found = []
+    for clip in clips:
+        pixels = clip.flatten(1, 2).float()                                                   # (F, H W, 3)
+        away = (pixels - pixels.median(dim=1, keepdim=True).values).abs().amax(-1)            # (F, H W)
+        away = torch.where(away > 25, away, 0.0).unflatten(1, clip.shape[1:3])                # (F, H, W); 25: noise
+        total = away.sum((1, 2))                                                              # (F,)
+        x, y = ((torch.arange(size) + 0.5) / size for size in (clip.shape[2], clip.shape[1]))
+        centre = torch.stack([away.sum(1) @ x, away.sum(2) @ y], dim=1)                       # (F, 2)
+        found.append(torch.where(total[:, None] > 0, centre / total.clamp(min=1)[:, None], 0.5))
+    return torch.stack(found)
+
+
+def smoothness(clips: Tensor) -> Tensor:
+    """How evenly things move: 1 - the mean length of the second difference of the centroid's track.
+
+    Clips (N, F, H, W, 3) uint8 with at least three frames -> (N,); 1 is an even, straight motion, or none at all.
+    The length is in fractions of the frame: 0.02 in a slow orbit, 0.05 in a fast one.
+    """
+    _check_clips(clips, least=3)
+    return 1 - centroids(clips).diff(n=2, dim=1).norm(dim=-1).mean(1)                         # (N,)
 
 
 def _check_clips(clips: Tensor, least: int) -> None:

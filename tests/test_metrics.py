@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from minit2v import metrics
+from minit2v import frechet, metrics
 from minit2v.data import scenes_of
 from minit2v.metrics import accuracy, chance, draw, interval, shuffled, table
-from minit2v.world import COLOURS, MOTIONS, SHAPES, combinations
+from minit2v.world import COLOURS, MOTIONS, ORBIT_RADIUS, SHAPES, SPEEDS, Scene, Thing, combinations, state, times
 
 ALL = [*combinations("train"), *combinations("unseen")]
 
@@ -66,6 +66,54 @@ def test_the_interval_of_published_examples():
     for right, count, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605),
                                     (0, 20, 0.0000, 0.1611), (1, 29, 0.0061, 0.1718)):
         assert interval(right / count, count) == pytest.approx((high - low) / 2, abs=1e-4)
+
+
+def test_the_bootstrap_covers_the_truth_as_often_as_it_says():
+    """200 samples of 60 from an exponential distribution, whose mean is 1: 95 % of the intervals, give or take."""
+    generator = torch.Generator().manual_seed(0)
+    samples = -torch.rand(200, 60, generator=generator, dtype=torch.float64).log()
+    for level, low, high in ((0.95, 0.89, 0.98), (0.5, 0.40, 0.60)):
+        ends = [metrics.bootstrap(sample, draws=300, level=level, seed=i) for i, sample in enumerate(samples)]
+        assert low <= sum(a <= 1 <= b for a, b in ends) / 200 <= high
+
+
+def test_the_bootstrap_of_a_mean_is_as_wide_as_the_formula_says():
+    """1.96 standard errors to each side, for 2000 numbers of a normal distribution."""
+    values = 5 + 2 * torch.randn(2000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    low, high = metrics.bootstrap(values, draws=2000)
+    error = float(values.std()) / math.sqrt(2000)
+    assert (low, high) == pytest.approx((float(values.mean()) - 1.96 * error, float(values.mean()) + 1.96 * error),
+                                        abs=0.15 * error)
+
+
+def test_the_bootstrap_is_seeded_and_takes_any_statistic():
+    values = torch.randn(50, 3, generator=torch.Generator().manual_seed(2))
+    spread = lambda rows: rows.std(0).sum()                                                    # noqa: E731
+    torch.manual_seed(0)
+    first = metrics.bootstrap(values, spread, seed=3)
+    untouched = torch.random.get_rng_state()
+    assert first == metrics.bootstrap(values, spread, seed=3) != metrics.bootstrap(values, spread, seed=4)
+    assert torch.equal(untouched, torch.random.get_rng_state())                               # the global one is left
+    assert metrics.bootstrap(torch.tensor([True, True])) == (1, 1)
+    middle = sum(metrics.bootstrap(values, spread, centred=True)) / 2
+    assert middle == pytest.approx(float(spread(values)), rel=0.01) and first[0] < first[1]
+
+
+def test_centred_intervals_do_not_move_with_the_bias_of_repetition():
+    """Rows drawn twice take the Frechet distance up; the centred interval stays around what was measured."""
+    a, b = (torch.randn(64, 16, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in (5, 6))
+    here = frechet.distance(a, b)
+    low, high = metrics.bootstrap(a, lambda rows: frechet.distance(rows, b), draws=100)
+    assert low > here                                                                          # so this one misses it
+    low, high = metrics.bootstrap(a, lambda rows: frechet.distance(rows, b), draws=100, centred=True)
+    assert low < here < high
+
+
+@pytest.mark.parametrize("values, options", ((torch.zeros(0), {}), (torch.tensor(1.0), {}),
+                                             (torch.ones(3), {"draws": 1}), (torch.ones(3), {"level": 95})))
+def test_the_bootstrap_names_what_is_wrong(values, options):
+    with pytest.raises(ValueError, match="one row or more, 20 draws or more and a level between 0 and 1"):
+        metrics.bootstrap(values, **options)
 
 
 # --- clips ---
@@ -143,6 +191,42 @@ def test_motion_energy_of_known_clips():
 def test_motion_energy_names_what_is_wrong(clips):
     with pytest.raises(ValueError, match="frames, height, width, 3.*2 frames or more"):
         metrics.motion_energy(clips)
+
+
+def test_flicker_rewards_a_frozen_picture():
+    """It is VBench's formula, (255 - mean |difference|) / 255; and so a real clip loses against a still of itself."""
+    real = draw(metrics.judging_scenes(1, "train", 6))
+    steps = real.double().diff(dim=1).abs().mean((1, 2, 3, 4))
+    assert torch.allclose(metrics.flicker(real).double(), (255 - steps) / 255, atol=1e-6)
+    frozen = real[:, :1].expand_as(real)
+    assert (metrics.flicker(frozen) == 1).all() and (metrics.smoothness(frozen) == 1).all()
+    assert (metrics.flicker(frozen) >= metrics.flicker(real)).all()
+    assert metrics.flicker(shuffled(real)).mean() < metrics.flicker(real).mean()
+
+
+def test_centroids_follow_the_thing_that_is_there():
+    """Against the world's own formula of where it is; a big star is off its centre by less than a pixel."""
+    scenes = [Scene((Thing("red", "circle", "right", x=0.2, y=0.7),), "white"),
+              Scene((Thing("blue", "star", "bounce", x=0.4, y=0.5, heading=(-1.0, 0.0)),), "grey"),
+              Scene((Thing("yellow", "square", "orbit", "big", "fast", x=0.45, y=0.5),), "black")]
+    for scene, track in zip(scenes, metrics.centroids(draw(scenes))):
+        x, y, _, _ = state(scene.things[0], times(16, 8.0))
+        assert torch.allclose(track.double(), torch.stack([x, y], dim=1), atol=1 / 64)
+
+
+def test_an_empty_frame_has_its_middle():
+    clips = torch.full((1, 3, 8, 10, 3), 128, dtype=torch.uint8)
+    assert torch.equal(metrics.centroids(clips), torch.full((1, 3, 2), 0.5)) and metrics.smoothness(clips) == 1
+
+
+def test_smoothness_is_one_minus_acceleration():
+    """An orbit accelerates by r (2 pi turns / fps)^2 a frame; a straight motion does not."""
+    things = [Thing("red", "circle", "right", x=0.2), Thing("red", "circle", "orbit", speed="fast")]
+    straight, orbit = metrics.smoothness(draw([Scene((thing,)) for thing in things])).tolist()
+    assert straight > 0.999
+    assert 1 - orbit == pytest.approx(ORBIT_RADIUS * (2 * math.pi * SPEEDS["fast"]["orbit"] / 8) ** 2, rel=0.05)
+    real = draw(metrics.judging_scenes(1, "train", 12))
+    assert metrics.smoothness(real).mean() - metrics.smoothness(shuffled(real)).mean() > 0.05
 
 
 # --- tables ---
