@@ -108,9 +108,9 @@ widgets.panel(make, prompt="a big yellow square moves slowly up on black", steps
 #
 # ```
 # prompt ─ tokenizer ─▶ token ids ─ text encoder ─▶ context
-#                                                      │
-#                                                      ▼
-# seed ─ random numbers ─▶ noise ─ sampler: asks the UNet again and again ─▶ latents ─ decoder ─▶ clip
+#                                                  │
+#                                                  ▼
+# seed ─ random numbers ─▶ noise ─ sampler, which asks the UNet ─▶ latents ─ decoder ─▶ clip
 # ```
 #
 # We walk along it. Each station has a chapter of its own later, so nothing needs to be understood to the bottom now;
@@ -313,10 +313,10 @@ figures.play(list(made[4:]), scale=2, alt="The last four of these clips, side by
 # %% [markdown]
 # (The referee names things in an order of its own, says "orbit" for "moves in a circle", and "unreadable" where it
 # finds nothing that it can name; it does not report size, speed or ground.) Do not expect eight out of eight. The
-# model that ships with this notebook is small, and it learnt on two cores of a processor. Look at the clips below
-# before you blame it, though: a star that frays as it spins cannot be named, and a triangle with rounded corners may
-# be read as a circle. Two things at once are harder than one. Chapter 08 trains such a model, chapter 09 measures it
-# on many clips and tells luck from skill.
+# model that ships with this notebook is small, and it learnt on two cores of a processor. Where a line is wrong, look
+# at the clip above before you blame either side: a star that frays as it spins cannot be named, and a triangle with
+# rounded corners may be read as a circle. Two things at once are harder than one. Chapter 08 trains such a model,
+# chapter 09 measures it on many clips and tells luck from skill.
 
 # %% [markdown]
 # ## 5 · What the original does
@@ -390,9 +390,9 @@ figures.strip(list(few.values()), titles=[f"steps: {steps}" for steps in few],
               alt="Four strips, with 1, 2, 5 and 15 steps: with one step there are only undecided blobs.")
 
 # %% [markdown]
-# Five steps can hardly be told from fifteen, for a prompt as easy as this; with two the circle is there, but ragged.
-# With one step you get the first guess, a mixture of all that is possible, and nobody asks again. There is no error
-# message this time either. It is the rule in this field: **what is wrong runs without complaint, so look at what
+# For a prompt as easy as this, five steps can hardly be told from fifteen, and even two give a clip, though a rougher
+# one. With one step you get the first guess, a mixture of all that is possible, and nobody asks again. There is no
+# error message this time either. It is the rule in this field: **what is wrong runs without complaint, so look at what
 # comes out.**
 
 # %% [markdown]
@@ -409,7 +409,7 @@ figures.strip(list(few.values()), titles=[f"steps: {steps}" for steps in few],
 # %% [markdown]
 # ## Exercises
 #
-# These are the exercises of this chapter. Their notebook, with checks and hints, is still to come.
+# To try in a cell of your own, right here. (From chapter 01 on, the exercises have a notebook with checks and hints.)
 #
 # 1. **Its strong and its weak side.** Find a prompt that succeeds from all of ten seeds, and one that fails from all.
 # 2. **A walk between two clips.** Mix the noises of two seeds, cos(a) of one and sin(a) of the other, and let a go

@@ -95,11 +95,12 @@ def tint(maps: Tensor, limit: float = 2.5, scale: int = 8) -> Tensor:
 
 def heat(matrices, alt: str, titles: list[str] | None = None, values: bool = False, contour: float | None = None,
          rows: list[str] | None = None, columns: list[str] | None = None, limits: tuple | None = None,
-         digits: int = 2, size: float = 3.0) -> Picture:
+         digits: int = 2, size: float = 3.0, xlabel: str = "", ylabel: str = "") -> Picture:
     """Numbers as colours: (H, W), or a list of such, side by side, each with its own scale unless `limits` are given.
 
     Where numbers have both signs, purple is below zero, white is zero, orange above. values: writes each number
-    into its cell, with so many digits. contour: draws the line at this height. size: inches a panel.
+    into its cell, with so many digits. contour: draws the line at this height. size: inches a panel. xlabel stands
+    below each panel, ylabel at the first.
     """
     matrices = [matrices] if isinstance(matrices, Tensor) else list(matrices)
     figure = Figure(figsize=(size * 1.25 * len(matrices), size), layout="constrained")
@@ -119,6 +120,8 @@ def heat(matrices, alt: str, titles: list[str] | None = None, values: bool = Fal
             axes.text(c, r, f"{matrix[r, c]:.{digits}f}", ha="center", va="center", fontsize=8,
                       color="white" if dark else "black")
         axes.set_title(title, fontsize=10)
+        axes.set(xlabel=xlabel, ylabel=ylabel if axes is panels[0] else "")
+        axes.locator_params(integer=True)                                      # cells are counted: no 2.5
         if rows:
             axes.set_yticks(range(len(rows)), rows)
         if columns:
