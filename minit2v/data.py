@@ -54,11 +54,11 @@ def encode_world(folder: str | Path, autoencoder: Autoencoder, shards: dict[int,
         scenes, latents = scenes_of(level, k, SHARD), []
         for i in range(0, SHARD, batch):
             clips = to_model(render(scenes[i:i + batch]))                               # (batch, 3, F, H, W)
-            latents.append(autoencoder.encode(clips).half())                            # (batch, 4, F, h, w)
+            latents.append(autoencoder.encode(clips))                                   # (batch, 4, F, h, w)
             bar.update(batch)
         path = _file(folder, level, k)
         with write_whole(path) as part:
-            save_file({"latents": torch.cat(latents).contiguous()}, part, metadata={"made_of": made_of})
+            save_file({"latents": torch.cat(latents).half().contiguous()}, part, metadata={"made_of": made_of})
     bar.close()
 
 

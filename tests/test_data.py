@@ -99,6 +99,15 @@ def test_the_autoencoder_itself_fits_in(tmp_path, shards_of_eight):
     assert torch.allclose(latents[5:6].float(), alone, atol=2e-3 * alone.abs().max().item())
 
 
+def test_encoding_under_autocast_stores_half_precision(tmp_path, shards_of_eight):
+    """As `train --dtype bfloat16` does: autocast joins no float16, so the latents are joined before they are halved."""
+    sizes = AutoencoderConfig(channels=4, multipliers=(1, 1, 1, 1), res_blocks=1, norm_groups=2)
+    with torch.autocast("cpu", torch.bfloat16):
+        encode_world(tmp_path, Autoencoder(sizes), {1: 1}, progress=False, batch=4)
+    latents = load_file(tmp_path / "level1_000.safetensors")["latents"]
+    assert latents.shape == (8, 4, 16, 8, 8) and latents.dtype == torch.float16 and latents.isfinite().all()
+
+
 def test_an_interrupted_encoding_goes_on_where_it_stopped(tmp_path, shards_of_eight):
     with pytest.raises(KeyboardInterrupt):
         encode_world(tmp_path, Corners(breaks_after=3), {1: 3}, batch=4, progress=False)      # in the second shard
