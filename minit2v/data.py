@@ -7,7 +7,9 @@ clip is used, in English or in Chinese.
 """
 
 import hashlib
+import itertools
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -86,19 +88,23 @@ def _file(folder: Path, level: int, shard: int) -> Path:
 
 
 class Clips:
-    """Encoded clips with their scenes. `levels` says which shards to read, {1: 12, 2: 8} for 20,000 clips."""
+    """Encoded clips with their scenes. `levels` says which shards to read, {1: 12, 2: 8} for 20,000 clips.
 
-    def __init__(self, folder: str | Path, levels: dict[int, int]):
+    weight: how often a clip of a scene is drawn, in units of one another.
+    """
+
+    def __init__(self, folder: str | Path, levels: dict[int, int], weight: Callable[[Scene], float] = lambda scene: 1):
         names = [(level, k) for level, count in levels.items() for k in range(count)]
         shards = [load_file(_file(Path(folder), level, k))["latents"] for level, k in names]
         self.scenes = [scene for (level, k), part in zip(names, shards) for scene in scenes_of(level, k, len(part))]
         self.latents = torch.cat(shards)
+        self._cum_weights = list(itertools.accumulate(map(weight, self.scenes)))
 
     def __len__(self) -> int:
         return len(self.scenes)
 
     def batch(self, rng: random.Random, size: int, drop: float = 0.0) -> tuple[Tensor, list[str]]:
         """`size` random clips: latents (size, 4, F, h, w) float32 and captions, each empty with probability `drop`."""
-        rows = [rng.randrange(len(self)) for _ in range(size)]
+        rows = rng.choices(range(len(self)), cum_weights=self._cum_weights, k=size)
         texts = ["" if rng.random() < drop else caption(self.scenes[i], rng, rng.choice(("en", "zh"))) for i in rows]
         return self.latents[rows].float(), texts

@@ -44,10 +44,11 @@ PLANS = {
 NEEDS = {"autoencoder": (), "text": ("autoencoder",), "image": ("autoencoder", "text_encoder"),
          "video": ("autoencoder", "text_encoder", "unet")}
 MADE_BY = {"autoencoder": "autoencoder", "text_encoder": "text", "unet": "image"}
-SHARDS = {1: 12, 2: 6, 3: 4}             # thousands of clips of each level; the UNet does not see the third
+SHARDS = {1: 12, 2: 10, 3: 4}            # thousands of clips of each level; the UNet does not see the third
 KL_WEIGHT = 1.0                          # of the autoencoder; see train_autoencoder
 DROP_CAPTION = 0.1                       # share of empty captions: what guidance compares with (Ho & Salimans 2022)
 IMAGE_SHARE = 1 / 8                      # share of image batches in the video stage, as in the original
+HARD = ("spin", "bounce", "orbit")       # motions that are learnt last: the UNet sees them twice as often
 
 
 def train_autoencoder(config: ModelConfig, out: Path, plan: Plan, **options) -> None:
@@ -241,7 +242,7 @@ def _clips(config: ModelConfig, out: Path, levels: tuple[int, ...], progress: bo
     shards = {level: SHARDS[level] for level in levels}
     with torch.autocast("cpu", autocast, enabled=autocast is not None):
         encode_world(out / "clips", autoencoder, shards, progress=progress)
-    return Clips(out / "clips", shards)
+    return Clips(out / "clips", shards, lambda scene: 2 if any(thing.motion in HARD for thing in scene.things) else 1)
 
 
 def _tokenizer(config: ModelConfig, out: Path) -> Tokenizer:

@@ -168,6 +168,15 @@ def test_a_batch_follows_from_its_seed(clips):
     assert not torch.equal(latents, other) and texts != different
 
 
+def test_clips_of_more_weight_are_drawn_more_often(tmp_path, shards_of_eight):
+    folder = encoded(tmp_path, {1: 1})
+    chosen = scenes_of(1, 0, 8)[3]
+    clips = Clips(folder, {1: 1}, lambda scene: 3 if scene == chosen else 1)
+    latents, _ = clips.batch(random.Random(0), 4000)
+    share = (latents == clips.latents[3].float()).flatten(1).all(1).float().mean().item()
+    assert abs(share - 3 / 10) < 4 * (0.3 * 0.7 / 4000) ** 0.5
+
+
 def test_captions_belong_to_their_clips_in_both_languages(clips):
     chinese_of = dict(zip(("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink"),
                           ("红色", "橙色", "黄色", "绿色", "青色", "蓝色", "紫色", "粉色")))
