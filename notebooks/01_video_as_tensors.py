@@ -246,7 +246,8 @@ figures.heat([ys, xs], values=True, titles=["ys", "xs"], size=4,
 # %% [markdown]
 # ### How far it is to the edge
 #
-# A circle with its centre at (x, y) and radius r is easy: the distance to the centre, minus r.
+# A circle with its centre at (x, y) and radius r is easy. For the pixel at $(x_s, y_s)$ it is the distance to the
+# centre, minus r.
 #
 # $$d = \sqrt{(x_s - x)^2 + (y_s - y)^2} - r$$
 
@@ -258,7 +259,7 @@ def circle_distance(ys, xs, y, x, radius):
 # %%
 ys, xs = grid(64, 64)
 distance = circle_distance(ys, xs, y=0.5, x=0.4, radius=0.2)
-figures.heat(distance, contour=0,
+figures.heat(distance, contour=0, xlabel="x (pixels)", ylabel="y (pixels)",
              alt="Distance to a circle: below zero inside, above outside; the line at 0 is the circle.")
 
 # %% [markdown]
@@ -411,7 +412,8 @@ figures.heat([theta % (2 * torch.pi), folded], titles=["angle", "folded angle"],
 # bigger than a big circle.
 #
 # The code that follows is quoted from the package and needs a few names from around it, which we import first. A name
-# that begins with an underscore is an inner part of its module.
+# that begins with an underscore is an inner part of its module. (`_reach` says how far out the corners of a shape lie,
+# if its radius is 1; `SHAPES` how many there are, and how far in the inner points.)
 
 # %%
 import math
@@ -438,7 +440,8 @@ print(f"expected {math.pi * 0.25 ** 2:.3f}")
 #
 # Now the pieces come together as the package has them. First, the whole `state`. You know its bounce and its orbit.
 # New are eight straight directions, turning (an angle that grows), and growing and shrinking, by a constant share per
-# second.
+# second. What a caption leaves open stands in the thing itself: `heading`, the direction in which a bounce sets out;
+# `sense`, which way round something turns; and `phase`, where on its circle an orbit begins.
 
 # %%
 from minit2v.world import HEADINGS, ORBIT_RADIUS, SECONDS, SIZES, SPEEDS, _unit
@@ -650,8 +653,8 @@ print("shuffled: right", count_right(shuffled), "of 100, unreadable", shuffled.c
 assert count_right(shuffled) == 12
 
 # %% [markdown]
-# Nearly three quarters are unreadable now: no object is where its last place would let it be. Which twelve are still
-# right?
+# Nearly three quarters are unreadable now: from one frame to the next the object jumps farther than any motion of this
+# world goes. Which twelve are still right?
 
 # %% tags=["nbval-check-output"]
 still = [scene.things[0].motion for found, scene in zip(shuffled, scenes) if agrees(found, scene)["all"]]
