@@ -203,7 +203,7 @@ def guided_denoiser(unet, process: Process, context: Tensor, uncond: Tensor | No
     return denoise
 
 
-def loss_weight(process: Process, t: Time, clip: float = 1.0) -> Tensor:
+def loss_weight(process: Process, t: Time, clip: float = 1.0, min_snr: float | None = None) -> Tensor:
     """min(1 / alpha-bar(t), clip): how much the squared error at time t counts. float64, shape of t.
 
     clip = 1 is the plain DDPM loss (eq. 14), equal weight for all times. Unclipped, weighting by
@@ -212,16 +212,25 @@ def loss_weight(process: Process, t: Time, clip: float = 1.0) -> Tensor:
     The weight grows up to 215 at t = 1000: attention shifts to high noise, where the motion of a clip is
     decided, while low noise, where its texture is, matters as before. (For a network that predicts the noise;
     one that predicts the velocity wants no weight.)
+
+    min_snr = gamma weighs by SNR instead (Hang et al. 2023, arXiv:2303.09556, section 3.4; gamma 5 is theirs): an
+    error of the clip x0 counts min(SNR, gamma), which for a predicted noise is min(SNR, gamma) / SNR, and for a
+    velocity min(SNR, gamma) / (SNR + 1). Times with little noise, where all is seen already, then count less.
     """
+    if min_snr is not None:
+        snr = process.snr(t)
+        return snr.clamp(max=min_snr) / (snr if process.prediction == "noise" else snr + 1)
     return (1 / process.alpha(t) ** 2).clamp(max=clip)
 
 
 def denoising_loss(unet, process: Process, latents: Tensor, context: Tensor, generator: Generator,
-                   t: Tensor | None = None, clip: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+                   t: Tensor | None = None, clip: float = 1.0,
+                   min_snr: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """The training objective: noise the latents, ask the network for the target, compare (DDPM algorithm 1).
 
     latents: (B, 4, F, h, w) clean; context: (B, L, D), captions already dropped where they should be.
     generator: CPU, draws t and then the noise. t: times 1 .. 1000, (B,) or (B, F), drawn uniformly if None.
+    clip, min_snr: weights of the times, see `loss_weight`.
     Returns (loss, losses, t): the weighted mean, which is what to minimise; the plain squared error of each
     sample (B,), detached, and its times, for the log.
     Raises ValueError for t = 0: a clean sample has no noise to find.
@@ -233,5 +242,5 @@ def denoising_loss(unet, process: Process, latents: Tensor, context: Tensor, gen
     eps = draw_noise(latents.shape, generator).to(latents)
     output = unet(process.noise(latents, t, eps), process.network_times(t, latents), context)
     errors = (output.float() - process.target(latents, eps, t).float()) ** 2                        # (B, 4, F, h, w)
-    loss = (broadcast(loss_weight(process, t, clip), errors) * errors).mean()
+    loss = (broadcast(loss_weight(process, t, clip, min_snr), errors) * errors).mean()
     return loss, errors.detach().flatten(1).mean(1), t                                              # (), (B,), (B,)

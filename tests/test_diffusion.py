@@ -259,6 +259,26 @@ def test_weight_one_over_alpha_bar_is_the_v_prediction_loss(process, clip):
     assert 214 < loss_weight(process, 1000, math.inf) < 215 and loss_weight(process, t).tolist() == [1, 1, 1, 1]
 
 
+@pytest.mark.parametrize("prediction", ["noise", "velocity"])
+def test_min_snr_is_a_weighted_loss_of_the_clip_itself(prediction):
+    """Hang et al. 2023: the squared error of x0 counts min(SNR, gamma), whatever the network predicts (in float64)."""
+    process, gamma, unet = Process(DiffusionConfig(prediction=prediction)), 5.0, tiny_unet().double()
+    generator = torch.Generator().manual_seed(3)
+    latents = torch.randn(4, 4, 2, 4, 4, generator=generator, dtype=torch.float64)
+    context = torch.randn(4, 5, 8, generator=generator, dtype=torch.float64)
+    t = torch.tensor([1, 100, 500, 1000])                             # SNR 1,176, 8.6, 0.38, 0.0047
+    loss, _, _ = denoising_loss(unet, process, latents, context, torch.Generator().manual_seed(4), t=t, min_snr=gamma)
+
+    eps = torch.randn(latents.shape, generator=torch.Generator().manual_seed(4)).double()
+    x = process.noise(latents, t, eps)
+    found_x0, _ = process.split(unet(x, t - 1, context), x, t)
+    abar = process.alphas_cumprod[t]
+    weight = torch.minimum(abar / (1 - abar), torch.tensor(gamma))
+    expected = weight * ((found_x0 - latents) ** 2).flatten(1).mean(1)
+    torch.testing.assert_close(loss.double(), expected.mean(), rtol=1e-4, atol=0)
+    assert (weight == gamma).tolist() == [True, True, False, False]
+
+
 def test_loss_with_a_time_for_each_frame(process):
     unet = tiny_unet()
     latents, context = torch.randn(2, 4, 3, 4, 4, generator=torch.Generator().manual_seed(1)), torch.ones(2, 5, 8)
