@@ -254,7 +254,8 @@ def _readme(root: Path) -> str:
 
 
 def _chosen(root: Path, names: list[str] | None) -> list[Path]:
-    chosen = [path for path in sources(root) if not names or any(path.stem.startswith(name) for name in names)]
+    chosen = [path for path in sources(root) if not names or any(
+        place.startswith(name) for name in names for place in (path.stem, f"{path.parent.name}/{path.stem}"))]
     if names and not chosen:
         raise SystemExit(f"no chapter begins with {' or '.join(names)} in {root}")
     return chosen
@@ -262,7 +263,8 @@ def _chosen(root: Path, names: list[str] | None) -> list[Path]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m minit2v.course.build", description=__doc__.splitlines()[0])
-    parser.add_argument("chapters", nargs="*", help='only these: "01", or as much of the name as you like')
+    parser.add_argument("chapters", nargs="*", help='only these: "01" (its chapter and its solutions), "solutions/01", '
+                        "or as much of the name as you like")
     parser.add_argument("--no-execute", action="store_true", help="only say what is out of date; exit 1 if so")
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parents[2], help="the repository")
     args = parser.parse_args(arguments)

@@ -45,7 +45,8 @@ class Exercise:
     name: "07.frame_conv". target: the name in the notebook that is handed in. kind: build, repair or explore.
     cases: seed -> the arguments to call it with, a list of tuples; tensors in float64.
     oracle: what is right for such arguments. Of a class: oracle(state, *arguments), with the state of `parameters`.
-    init, parameters: of a class that is a torch module, the arguments of its constructor, and {name: shape}.
+    init, parameters: of a class that is a torch module, the arguments of its constructor, or a function that makes
+        them, and {name: shape}.
     call: how a hand-in is run, if not plainly: call(hand_in, *arguments). May return tuples and dicts of results.
     options: explore only: rng -> what the question depends on; `oracle` is called with these and gives the answer.
     """
@@ -61,7 +62,7 @@ class Exercise:
     cases: Callable[[int], list[tuple]] | None = None
     points: int = 2
     level: int = 1                                  # difficulty, 1 to 3
-    init: tuple | None = None
+    init: tuple | Callable[[], tuple] | None = None
     parameters: dict[str, tuple[int, ...]] = field(default_factory=dict)
     call: Callable | None = None
     options: Callable[[random.Random], dict] | None = None
@@ -216,7 +217,8 @@ def _run(exercise: Exercise, handed_in: Any, case: tuple, dtype: torch.dtype = t
     state = _state(exercise, dtype)
     if handed_in is None:
         return exercise.oracle(state, *case)
-    module = _fill(exercise, handed_in(*exercise.init), state)
+    init = exercise.init() if callable(exercise.init) else exercise.init
+    module = _fill(exercise, handed_in(*init), state)
     return exercise.call(module, *case) if exercise.call else module(*case)
 
 
@@ -304,7 +306,8 @@ def _compare_tensors(got: Any, right: Tensor, tolerance: float, what: str) -> st
     if right.numel() == 0:
         return None
     a, b = got.detach().double(), right.detach().double()
-    near = ((a - b).abs() <= tolerance * max(b.abs().max().item(), 1e-12)) | (a == b)
+    size = max(b[b.isfinite()].abs().tolist() + [1e-12])
+    near = ((a - b).abs() <= tolerance * size) | (a == b) | (a.isnan() & b.isnan())
     if near.all():
         return None
     place = tuple(i.item() for i in (~near).nonzero()[0])
