@@ -297,7 +297,7 @@ figures.plot({"likeness": (faces @ faces[500]) / 16}, xlabel="t", ylabel="likene
 # %% [markdown]
 # ### How the time comes in
 #
-# Three helpers. `GroupNorm` is PyTorch's (chapter 02), with its means taken in full precision even where the weights
+# Two helpers. `GroupNorm` is PyTorch's (chapter 02), with its means taken in full precision even where the weights
 # are half. `zero_init` sets a layer to zero: a branch that ends in it adds nothing *at first*, so a deep network starts
 # out as if it had no depth, and grows into it.
 
@@ -370,8 +370,9 @@ class ImageBlock(nn.Module):
 # map half as high and half as wide, the same convolution reaches twice as far, and costs a quarter. Attention gains
 # even more. It compares every cell with every cell, so half the side is a sixteenth of the comparisons.
 #
-# Shrinking is a convolution that takes only every second place, growing doubles every cell and smooths it by a
-# convolution:
+# Shrinking is a convolution that takes only every second place; growing doubles every cell and smooths it by a
+# convolution. (Here the picture is padded on all four sides, as in the original's UNet. It is the autoencoder of
+# chapter 02 that pads below and to the right.)
 
 # %%
 class Halve(nn.Module):
@@ -429,9 +430,41 @@ class Floor(nn.Module):
         self.resample = resample
 
 # %% [markdown]
-# Then all parts of the U. The only delicate thing is the width of each block on the way up: it sees its own input *and*
-# a skip. So on the way down we note the width of all that goes onto the pile, and take the notes off again from the
-# top.
+# The only delicate thing about the U is how wide its blocks are on the way up: each sees its own input *and* a skip,
+# one behind the other, so as many channels as both have together. Let us do the bookkeeping first, without any layers.
+# On the way down, three kinds of stations lay their output on the pile: the first convolution, each block, and each
+# `Halve`. So a floor leaves what its blocks made and also what led to it, a convolution or a `Halve`: one thing more
+# than it has blocks. On the way up each block takes *one* thing off, the last one first. That is why a floor has one
+# block more on that side.
+
+# %%
+def widths_up(config):
+    """Of each block on the way up: the channels of its input, of the skip from the pile, and of its output."""
+    width = config.channels
+    pile, rows = [width], []                                 # the first convolution
+    for i, multiplier in enumerate(config.multipliers):      # down
+        if i > 0:
+            pile.append(width)                               # Halve leaves the width as it is
+        width = config.channels * multiplier
+        pile += [width] * config.res_blocks
+    for multiplier in reversed(config.multipliers):          # and up again
+        for _ in range(config.res_blocks + 1):
+            rows.append((width, pile.pop(), config.channels * multiplier))
+            width = config.channels * multiplier
+    return rows
+
+# %% tags=["nbval-check-output"]
+for own, skip, out in widths_up(pipe.config.unet):
+    print(f"{own:4} of its own + {skip:3} from the pile = {own + skip:3} -> {out}")
+seen = [own + skip for own, skip, _ in widths_up(modelscope_1_7b().unet)]
+print("released:", seen)
+assert seen == [2560, 2560, 2560, 2560, 2560, 1920, 1920, 1280, 960, 960, 640, 640]
+
+# %% [markdown]
+# In the released network it is the same, with four floors, and two blocks on each on the way down, three on the way up.
+# Exactly these widths stand in its weights, and the assertion holds us to them.
+#
+# Now the same walk with layers in it. These are all parts of the U:
 
 # %%
 class Parts(nn.Module):
@@ -618,8 +651,8 @@ figures.strip(frames[:8], scale=2, titles=["; ".join(text.split(" on ")[0] for t
               alt="Eight frames, each with one coloured shape on black, grey or white, named above.")
 
 # %% [markdown]
-# To see the weights we listen at each cross-attention. A *hook* is a function that PyTorch calls with a layer's inputs,
-# and from these we compute the weights once more, by the formula of section 1.
+# To see the weights we listen at each cross-attention. We use hooks, as in chapter 02, but of the kind that PyTorch
+# calls *before* a layer, with its inputs; and from these we compute the weights once more, by the formula of section 1.
 
 # %%
 def gaze(network, x, t, context):
@@ -691,7 +724,7 @@ def lit(token, rows):
 rows = [i for i in range(100) if scenes[i].ground != "black"][:8]                # on black one would not see the dark
 figures.strip([frames[rows], lit(2, rows), lit(3, rows)], scale=2,
               titles=["frames", "where the colour word is read", "where the shape word is read"],
-              alt="Eight frames; below, in two rows, mostly dark but for the cells around the object.")
+              alt="Eight frames; below, a row for either word, in which cells are the brighter the more they read it.")
 
 # %% tags=["nbval-check-output"]
 best = [table.max() for table in more]
@@ -699,11 +732,11 @@ print("a head reads the colour on the object, and one the shape:", all(x > 0.05 
 assert all(x > 0.05 for x in best)
 
 # %% [markdown]
-# These are no clean masks. The shape word's head finds the object nearly every time. The colour word's head does it
-# for some colours, and for others it looks at the ground instead: it was the best on average over a hundred frames,
-# not in each of them. A network that is trained anew shares out the work among its heads differently, and the same
-# word may be read in several places. But nobody told this one where the objects are, or what a colour is. It had
-# noise and sentences. That some of its cells must ask for the colour, and which, it has found out by itself.
+# These are no clean masks. In some frames the bright cells lie on the object, in others beside it or even on the
+# ground: a head was chosen because it is the best on average over a hundred frames, not in each of them. A network that
+# is trained anew shares out the work among its heads differently, and the same word may be read in several places. But
+# nobody told this one where the objects are, or what a colour is. It had noise and sentences. That some of its cells
+# must ask for the colour, and which, it has found out by itself.
 #
 # ### Where does it act?
 #
