@@ -20,6 +20,7 @@ from minit2v import __version__, cli_course
 SAMPLERS = ("ddim", "ddpm", "dpm++")
 DTYPES = ("float32", "float16", "bfloat16")
 STAGES = ("all", "autoencoder", "text", "image", "video")
+ABLATIONS = ("order", "layers", "mixing", "languages", "steps", "guidance")      # ablation.py
 LAYOUTS = ("minit2v", "diffusers", "modelscope")
 ENDINGS = (".mp4", ".gif", ".webp", ".png")
 TOKENIZERS = ("open_clip", "hub")
@@ -92,6 +93,13 @@ def train(args) -> int:
     from minit2v import recipe
 
     return recipe.main_train(args) or 0
+
+
+def ablate(args) -> int:
+    """Shows what a part is worth by leaving it out: in training at equal compute, or in sampling."""
+    from minit2v import ablation
+
+    return ablation.main_ablate(args) or 0
 
 
 def download(args) -> int:
@@ -223,6 +231,17 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for checkpoints, log and model")
     one.add_argument("--stage", choices=STAGES, default="all", help="(default: all, one after the other)")
     one.add_argument("--steps", type=_positive, metavar="N", help="training steps of a stage (default: the recipe's)")
+    one.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
+                     help="bfloat16 is faster where the processor knows it (default: float32)")
+    one.add_argument("--threads", type=_positive, metavar="N", help="processor threads (default: torch's choice)")
+
+    one = verb(ablate)
+    one.add_argument("name", choices=ABLATIONS, metavar="NAME", help=f"what to compare: {', '.join(ABLATIONS)}")
+    one.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for runs, table and figure; rows "
+                     "that are in its table already are not made again")
+    one.add_argument("--clips", type=_positive, default=100, metavar="N", help="clips of each row (default: 100)")
+    one.add_argument("--seed", type=_seed, default=0, help="of training, or of the first clip (default: 0)")
+    one.add_argument("--weights", metavar="W", help="folder of a model (default: the mini model that comes along)")
     one.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
                      help="bfloat16 is faster where the processor knows it (default: float32)")
     one.add_argument("--threads", type=_positive, metavar="N", help="processor threads (default: torch's choice)")

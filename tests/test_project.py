@@ -87,7 +87,7 @@ def test_public_names_are_there():
 
 def test_weights_are_package_data_and_small(pyproject):
     assert pyproject["tool"]["setuptools"]["package-data"] == {
-        "minit2v": ["weights/*", "released.json", "course/solutions.json"]}
+        "minit2v": ["weights/*", "released.json", "course/solutions.json", "course/ablations.json"]}
     size = sum(path.stat().st_size for path in (ROOT / "minit2v" / "weights").rglob("*") if path.is_file())
     assert size <= 16 * 2 ** 20, f"the weights that ship take {size:,} bytes"
 
