@@ -143,7 +143,8 @@ for _ in range(8):
     best = min(pairs_now, key=lambda pair: (-pairs_now[pair], pair))
     merges.append(best)
     corpus = {join_pair(symbols, best): count for symbols, count in corpus.items()}
-    print(f"{pairs_now[best]:2} x {best[0]} + {best[1]}".ljust(20), " | ".join(" ".join(word) for word in corpus))
+    some = list(corpus)[:5]                                  # "spinning" is left out, or the line would be too long
+    print(f"{pairs_now[best]:2} x {best[0]} + {best[1]}".ljust(20), " | ".join(" ".join(word) for word in some))
 
 # %% [markdown]
 # Read the columns downwards. Nobody said what a stem or an ending is, but `moves` is whole by now, and the ending
@@ -314,7 +315,7 @@ def look_back(x):
 places = ["START", "a", "red", "circle", "moves", "right", "END"]
 x = 0.4 * table(tokens[0, :7]).detach()                      # (L, D); made small, or each word would see only itself
 new, weights = look_back(x)
-figures.heat(weights, values=True, rows=places, columns=places, size=4,
+figures.heat(weights, values=True, rows=places, columns=places, size=4, ylabel="who looks", xlabel="at whom",
              alt="Weights of seven words, a lower triangle: START looks only at itself, END at all seven words.")
 
 # %% tags=["nbval-check-output"]
@@ -581,6 +582,7 @@ figures.plot({"loss": losses, "guessing": [math.log(64)] * len(losses)}, xlabel=
 
 # %%
 figures.heat([before, similarity(sixteen)], titles=["before", "after"], rows=labels, limits=(-1, 1), size=4.2,
+             xlabel="clip", ylabel="caption of",
              alt="Before: pale, without a pattern. After: a dark diagonal, two by two, and paler away from it.")
 
 # %% [markdown]
@@ -726,41 +728,71 @@ figures.heat(english @ chinese.T, values=True, rows=[shape for shape, _ in shape
 # ## 4 · The last block but one
 #
 # The text network is trained; now it is to serve the video network. It would be natural to take what comes out at its
-# end. But think about what the loss has ever looked at: *one* vector a sentence, the one at END. We can watch it. The
-# gradient of the loss with respect to a vector says how the vector should move; call its length the *pull*. Here is
-# the pull at each place of one caption, behind each of the three blocks, the largest of each block being 1:
+# end. But what has the loss ever looked at there? *One* vector a sentence, the one at END. What about the others? Ask
+# by taking away: behind one of the three blocks, in all 64 captions, we set the vectors of *one place* to zero, and
+# look whether the loss notices. (A hook may also give back another output than the layer's; PyTorch goes on with that.)
+
+# %%
+rng = random.Random(8)
+texts = [caption(scene, rng) for scene in fresh]
+tokens, clips = tokenizer(texts), folded(small_clips(fresh))
+
+
+def loss_without(place, block):
+    """The loss of the 64 pairs, if behind a block (1, 2 or 3) the vectors of a place are set to zero."""
+    def wipe(module, inputs, output):                        # output: (N, L, D)
+        return output.index_fill(1, torch.tensor(place), 0.0)
+
+    hook = model.text.transformer.resblocks[block - 1].register_forward_hook(wipe)
+    with torch.no_grad():
+        loss, _ = model.loss(tokens, clips)
+    hook.remove()
+    return loss.item()
+
+# %% tags=["nbval-check-output"]
+with torch.no_grad():
+    loss, _ = model.loss(tokens, clips)
+for place, what in {2: "a word", 19: "padding"}.items():
+    print(f"without {what}, the loss is another:",
+          {f"behind block {block}": abs(loss_without(place, block) - loss.item()) > 1e-3 for block in (1, 2, 3)})
+
+# %% [markdown]
+# Behind blocks 1 and 2 the word is missed, for the next block reads it. Behind block 3 nobody reads it any more. The
+# padding is not missed anywhere: thanks to the mask, no word and no END has ever seen it.
+#
+# Place by place this is slow. A *gradient* asks all places at once, and more gently. It belongs to a vector, and says
+# how the loss would change if that vector moved a little; so its length says how much the loss **feels** the place.
+# Length zero: nobody reads there. For one caption, behind each of the three blocks, the largest of each being 1:
 
 # %%
 kept = []
 hooks = [block.register_forward_hook(lambda module, inputs, output: kept.append(output))
          for block in model.text.transformer.resblocks]
-rng = random.Random(8)
-texts = [caption(scene, rng) for scene in fresh]
-loss, _ = model.loss(tokenizer(texts), folded(small_clips(fresh)))
-pulls = [gradient[0].norm(dim=-1) for gradient in torch.autograd.grad(loss, kept)]         # three times (L,)
+loss, _ = model.loss(tokens, clips)
+felt = [gradient[0].norm(dim=-1) for gradient in torch.autograd.grad(loss, kept)]          # three times (L,)
 for hook in hooks:
     hook.remove()
 
 # %%
 ids = tokenizer.encode(texts[0])
 places = ["START", *(tokenizer.decode([i]) for i in ids), "END", "0", "0"]
-shares = torch.stack([pull[:len(places)] / pull.max() for pull in pulls])
-figures.heat(shares.T, values=True, columns=["1", "2", "3"], rows=places, size=5, titles=["pull behind block"],
-             alt="Pull of the loss: behind blocks 1 and 2 on all words up to END; behind block 3 on END alone.")
+shares = torch.stack([lengths[:len(places)] / lengths.max() for lengths in felt])
+figures.heat(shares.T, values=True, columns=["1", "2", "3"], rows=places, size=5, xlabel="behind block",
+             titles=["how much the loss feels a place"],
+             alt="Behind blocks 1 and 2 the loss feels all places up to END; behind block 3 it feels END alone.")
 
 # %% tags=["nbval-check-output"]
-pulled = [int((pull > 0).sum()) for pull in pulls]
-print(len(ids) + 2, "places from START to END; the loss pulls at", pulled)
-assert pulled == [len(ids) + 2, len(ids) + 2, 1]
+counts = [int((lengths > 0).sum()) for lengths in felt]
+print(len(ids) + 2, "places from START to END; the loss feels", counts)
+assert counts == [len(ids) + 2, len(ids) + 2, 1]
 
 # %% [markdown]
-# Behind the last block the loss pulls at END and nowhere else. What this block writes at "red" and "circle" was never
-# read by anyone; it is whatever falls out. One block earlier it is different: what stands there at "red" has been read
-# by the last block, and it was trained to be worth reading. A video network that wants to know *which* thing is red
-# reads there. It is called the **penultimate layer**, and it is why `TextEncoder` has one block less.
+# So what the last block writes at "red" and "circle" was never read by anyone; it is whatever falls out. One block
+# earlier it is different: what stands there at "red" has been read by the last block, and it was trained to be worth
+# reading. A video network that wants to know *which* thing is red reads there. It is called the **penultimate layer**,
+# and it is why `TextEncoder` has one block less.
 #
-# The pull at the padding is zero in all three, thanks to the mask. `text_encoder` cuts the tower, and what is left
-# gives exactly the vectors behind block 2, after the final norm:
+# `text_encoder` cuts the tower, and what is left gives exactly the vectors behind block 2, after the final norm:
 
 # %% tags=["nbval-check-output"]
 cut_tower = model.text_encoder()
