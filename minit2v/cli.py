@@ -15,7 +15,7 @@ import traceback
 import warnings
 from pathlib import Path
 
-from minit2v import __version__, cli_course
+from minit2v import __version__, cli_course, cli_evaluate
 
 SAMPLERS = ("ddim", "ddpm", "dpm++")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -79,13 +79,6 @@ def read_objects(clip, fps: float) -> list[dict]:
     from minit2v import referee
 
     return [vars(reading) for reading in referee.read(clip, fps)]
-
-
-def evaluate(args) -> int:
-    """Scores a model, or the referee itself, and prints the table."""
-    from minit2v import metrics
-
-    return metrics.main_evaluate(args) or 0
 
 
 def train(args) -> int:
@@ -217,14 +210,7 @@ def build_parser() -> argparse.ArgumentParser:
                      help="to whole colours; the original truncates (default: round)")
     one.add_argument("--json", action="store_true", help="print the answer as JSON")
 
-    one = verb(evaluate)
-    one.add_argument("--weights", metavar="W", help="folder of a model (default: the mini model that comes along)")
-    one.add_argument("--referee", action="store_true", help="score the referee instead of a model")
-    one.add_argument("--clips", type=_positive, default=400, metavar="N", help="clips in each row (default: 400)")
-    one.add_argument("--steps", type=_positive, default=50, metavar="N", help="sampling steps a clip (default: 50)")
-    _add_sampling(one)
-    one.add_argument("--seed", type=_seed, default=0, help="of the first clip, then counting up (default: 0)")
-    one.add_argument("--json", type=Path, metavar="FILE", help="write the table to a JSON file too")
+    cli_evaluate.add(verb, _positive, _seed, _add_sampling)
 
     one = verb(train)
     one.add_argument("--preset", choices=("mini",), default="mini", help="which configuration (default: mini)")

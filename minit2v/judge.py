@@ -17,7 +17,9 @@ comes of ours is good for comparing models of Moving Shapes, and for nothing els
 The text half is its own, not the tower that the generator reads: a generator would be judged by its own ears. Only
 the vocabulary (how letters are joined to tokens) is shared. The judge knows all combinations, those too that
 generators never see in training; it is there to judge them. It ships in minit2v/weights; `python -m minit2v.judge DIR`
-trains it anew, in ten minutes of one core, and says how good it is.
+trains it anew, in seven minutes of one core, and says how good it is. Of 500 real clips that it had not seen, the one
+that ships names 100 % of the colours, 93 % of the motions and 53 % of the shapes right (chance: 12, 7 and 25). Of two
+captions that differ in one of these it takes the right one for 100, 99.8 and 79 % (chance: 50), in both languages.
 """
 
 import argparse
@@ -39,6 +41,7 @@ from .captions import caption
 from .config import mini
 from .data import to_model
 from .files import write_whole
+from .metrics import check_clips
 from .text import WEIGHTS, Tokenizer
 from .training import Plan, fit
 from .world import COLOURS, GROUNDS, HEADINGS, MOTIONS, SHAPES, Scene, combinations, render, sample_scene, sample_thing
@@ -131,7 +134,7 @@ def load(path: str | Path = WEIGHTS / "judge.safetensors") -> Judge:
 @torch.inference_mode()
 def features(clips: Tensor, judge: Judge | None = None, batch: int = 50) -> Tensor:
     """Clips (N, F, H, W, 3) uint8, of four frames or more -> features (N, 32) float32, for `frechet.distance`."""
-    _check(clips)
+    check_clips(clips, LEAST_FRAMES)
     judge = judge or load()
     return torch.cat([judge.features(judge.look(part)) for part in clips.split(batch)])
 
@@ -148,7 +151,7 @@ def classify(clips: Tensor, judge: Judge | None = None) -> list[dict[str, str]]:
 @torch.inference_mode()
 def embed(clips: Tensor, judge: Judge | None = None, batch: int = 50) -> Tensor:
     """Clips (N, F, H, W, 3) uint8 -> vectors of length one (N, 64), to be compared with those of captions."""
-    _check(clips)
+    check_clips(clips, LEAST_FRAMES)
     judge = judge or load()
     return torch.cat([F.normalize(judge.video(judge.look(part)), dim=-1) for part in clips.split(batch)])
 
@@ -169,13 +172,6 @@ def similarity(clips: Tensor, captions: list[str], judge: Judge | None = None) -
 @cache
 def _tokenizer() -> Tokenizer:
     return Tokenizer(mini().text)
-
-
-def _check(clips: Tensor) -> None:
-    if clips.ndim != 5 or clips.shape[-1] != 3 or clips.dtype != torch.uint8 or 0 in clips.shape or (
-            clips.shape[1] < LEAST_FRAMES):
-        raise ValueError(f"these are {tuple(clips.shape)} of {clips.dtype}, but the judge looks at clips, (clips, "
-                         f"frames, height, width, 3) of torch.uint8, with {LEAST_FRAMES} frames or more")
 
 
 # ---------------------------------------------------------------- training

@@ -6,19 +6,16 @@ what real clips reach after a passage through the autoencoder (no latent model c
 clips reach (how well the referee itself reads).
 """
 
-import json
 import math
 import random
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .captions import caption
 from .data import to_model
-from .pipeline import TextToVideo, load
+from .pipeline import TextToVideo
 from .referee import agrees, read
 from .video import to_uint8
 from .world import COLOURS, MOTIONS, SHAPES, Scene, combinations, render, sample_scene
@@ -77,8 +74,11 @@ def bootstrap(values: Tensor, statistic: Callable[[Tensor], float | Tensor] = to
                          "one row or more, 20 draws or more and a level between 0 and 1")
     values = values if values.is_floating_point() else values.double()
     generator = torch.Generator().manual_seed(seed)
-    found = torch.tensor([float(statistic(values[torch.randint(len(values), (len(values),), generator=generator)]))
-                          for _ in range(draws)], dtype=torch.float64)                        # (draws,)
+    rows = torch.randint(len(values), (draws, len(values)), generator=generator)              # (draws, N)
+    if statistic is torch.mean:                                                               # all draws at once
+        found = values.double().flatten(1).mean(1)[rows].mean(1) if values.ndim > 1 else values.double()[rows].mean(1)
+    else:
+        found = torch.tensor([float(statistic(values[row])) for row in rows], dtype=torch.float64)      # (draws,)
     if centred:
         found = found - found.mean() + float(statistic(values))
     low, high = torch.quantile(found, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
@@ -104,7 +104,7 @@ def motion_energy(clips: Tensor) -> Tensor:
     Clips (N, F, H, W, 3) uint8 with at least two frames -> (N,) float32 in [0, 1]; 0 is a frozen picture.
     Raises ValueError for another shape or dtype, and for clips of one frame.
     """
-    _check_clips(clips, least=2)
+    check_clips(clips, least=2)
     return torch.stack([(clip[1:].float() - clip[:-1].float()).abs().mean() for clip in clips]) / 255         # (N,)
 
 
@@ -122,7 +122,7 @@ def centroids(clips: Tensor) -> Tensor:
     A pixel weighs as much as it differs from the frame's median colour, which is the ground as long as things cover
     less than half. A frame with nothing but ground has its middle, (0.5, 0.5).
     """
-    _check_clips(clips, least=1)
+    check_clips(clips, least=1)
     found = []
     for clip in clips:
         pixels = clip.flatten(1, 2).float()                                                   # (F, H W, 3)
@@ -141,11 +141,12 @@ def smoothness(clips: Tensor) -> Tensor:
     Clips (N, F, H, W, 3) uint8 with at least three frames -> (N,); 1 is an even, straight motion, or none at all.
     The length is in fractions of the frame: 0.02 in a slow orbit, 0.05 in a fast one.
     """
-    _check_clips(clips, least=3)
+    check_clips(clips, least=3)
     return 1 - centroids(clips).diff(n=2, dim=1).norm(dim=-1).mean(1)                         # (N,)
 
 
-def _check_clips(clips: Tensor, least: int) -> None:
+def check_clips(clips: Tensor, least: int) -> None:
+    """Raises ValueError for what is not clips (N, F, H, W, 3) uint8 of at least `least` frames."""
     if clips.ndim != 5 or clips.shape[-1] != 3 or clips.dtype != torch.uint8 or 0 in clips.shape or (
             clips.shape[1] < least):
         raise ValueError(f"these are {tuple(clips.shape)} of {clips.dtype}, but must be clips, (clips, frames, height, "
@@ -185,21 +186,6 @@ def referee_rows(pipe: TextToVideo, count: int, seed: int = 0) -> list[dict]:
     return rows + [{"clips": "noise that was readable", "all": readable}]
 
 
-def model_rows(pipe: TextToVideo, count: int, seed: int = 0, progress: bool = True, **settings) -> list[dict]:
-    """The model's caption accuracy on every set, each followed by its shuffled frames, its ceiling and chance."""
-    rows = []
-    for name, (level, split, language) in SETS.items():
-        scenes = judging_scenes(level, split, count, seed)
-        rng = random.Random(f"captions {name} {seed}")
-        clips = generate(pipe, [caption(s, rng, language) for s in scenes], seed=seed, progress=progress, **settings)
-        real = through_autoencoder(pipe, draw(scenes))
-        rows += [{"clips": name, **accuracy(clips, scenes)},
-                 {"clips": "  its frames shuffled", **accuracy(shuffled(clips, seed), scenes)},
-                 {"clips": "  real, through the VAE", **accuracy(real, scenes)},
-                 {"clips": "  chance", **chance(level)}]
-    return rows
-
-
 def table(rows: list[dict], count: int) -> str:
     """Rows as a Markdown table in per cent, with the 95 % interval of the last column."""
     lines = ["| clips | colour | shape | motion | all three |", "|---|---|---|---|---|"]
@@ -209,22 +195,3 @@ def table(rows: list[dict], count: int) -> str:
             cells[-1] += f" ± {100 * interval(row['all'], count):.1f}"
         lines.append("| " + " | ".join([row["clips"], *cells]) + " |")
     return "\n".join(lines)
-
-
-def main_evaluate(args) -> int:
-    """`minit2v evaluate`: prints a table of the model, or with --referee of the referee; --json writes the numbers."""
-    pipe = load(args.weights)
-    scale = pipe.config.guidance_scale if args.guidance_scale is None else args.guidance_scale
-    settings = {"num_inference_steps": args.steps, "guidance_scale": scale, "sampler": args.sampler}
-    if args.referee:
-        rows = referee_rows(pipe, args.clips, args.seed)
-        print(f"The referee on {args.clips} clips a row, per cent right")
-    else:
-        rows = model_rows(pipe, args.clips, args.seed, **settings)
-        print(f"{args.clips} clips a row, per cent right; {args.sampler}, {args.steps} steps, guidance "
-              f"{scale:g}, seeds from {args.seed}")
-    print(table(rows, args.clips))
-    if args.json:
-        found = {"clips": args.clips, "seed": args.seed, **settings, "rows": rows}
-        Path(args.json).write_text(json.dumps(found, indent=2), encoding="utf-8")
-    return 0

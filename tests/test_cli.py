@@ -136,21 +136,22 @@ def test_help_does_not_wait_for_torch():
 
 def test_choices_are_those_of_the_library():
     """The parser repeats a few lists so as not to import torch; they must not drift."""
-    from minit2v import pipeline
+    from minit2v import fvd, pipeline
     assert cli.SAMPLERS == tuple(pipeline.SPACINGS) and cli.ENDINGS == video.ENDINGS
+    assert cli.cli_evaluate.CLIP_NAME == fvd.CLIP_NAME
     assert cli.TOKENIZERS == tuple(pipeline.TOKENIZERS) and cli.OFFLOAD == pipeline.offload.WAYS
     for name in cli.DTYPES:
         assert pipeline._number_type(name) == getattr(torch, name)
 
 
 @pytest.mark.parametrize("argv, home, name", [
-    (["evaluate"], "metrics", "main_evaluate"),
+    (["evaluate"], "evaluate", "main_evaluate"),
     (["train", "--out", "runs"], "recipe", "main_train"),
 ])
 def test_verbs_hand_over_what_is_read(argv, home, name):
     """Every `args.x` that the function behind a verb reads is an option of that verb."""
     source = inspect.getsource(getattr(importlib.import_module(f"minit2v.{home}"), name))
-    read = set(re.findall(r"\bargs\.([a-z_]+)", source))
+    read = set(re.findall(r"\bargs\.([a-z0-9_]+)", source))
     assert read and read <= set(vars(cli.build_parser().parse_args(argv)))
 
 

@@ -1,0 +1,237 @@
+"""`minit2v evaluate`: tried on generators whose worth is known, a perfect one and a frozen one."""
+
+import json
+import random
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from minit2v import cli, evaluate, fvd, metrics, published, video
+from minit2v.captions import caption
+from minit2v.config import mini
+
+COUNT = 8
+
+
+class Oracle:
+    """A generator that knows the scene behind each caption, and draws it; or only its first frame, again and again."""
+
+    def __init__(self, frozen: bool):
+        self.frozen, self.calls = frozen, 0
+        self.config = mini()
+        self.autoencoder = SimpleNamespace(encode=lambda clips: clips, decode=lambda clips: clips)
+        self.scenes = {}
+        for name, (level, split, language) in metrics.SETS.items():
+            rng = random.Random(f"captions {name} 0")
+            for scene in metrics.judging_scenes(level, split, COUNT, 0):
+                self.scenes[caption(scene, rng, language)] = scene
+
+    def __call__(self, prompts, seed, progress):
+        self.calls += len(prompts)
+        clips = metrics.draw([self.scenes[prompt] for prompt in prompts])
+        return clips[:, :1].expand_as(clips).contiguous() if self.frozen else clips
+
+
+@pytest.fixture(scope="module")
+def perfect():
+    pipe = Oracle(frozen=False)
+    sets = evaluate.collect(pipe, COUNT, progress=False)
+    return pipe, sets, evaluate.figures(sets)
+
+
+@pytest.fixture(scope="module")
+def frozen():
+    sets = evaluate.collect(Oracle(frozen=True), COUNT, progress=False)
+    return sets, evaluate.figures(sets)
+
+
+def rows_of(rows, measure):
+    found = [row for row in rows if row["measure"] == measure]
+    assert found
+    return found
+
+
+# --- known generators ---
+
+def test_each_clip_is_made_once_and_a_perfect_generator_is_as_good_as_real_clips(perfect):
+    pipe, _, rows = perfect
+    assert pipe.calls == len(metrics.SETS) * COUNT
+    for row in rows:
+        assert row["count"] in (COUNT, 2 * COUNT)
+        for kind in ("model", "vae"):
+            assert row[kind]["value"] == pytest.approx(row["real"]["value"], abs=1e-6)
+        for kind in ("model", "shuffled", "vae", "real", "real shuffled"):
+            assert row[kind]["low"] <= row[kind]["value"] <= row[kind]["high"]
+    assert all(row["model"]["value"] == 1 for row in rows_of(rows, "caption accuracy"))
+    assert all(row["biased"] for row in rows_of(rows, "course Frechet distance"))             # 8 and 16 clips
+
+
+def test_no_measure_is_flagged_for_a_perfect_generator(perfect):
+    """They all see that frames were shuffled, the similarity of the single sets in small samples too."""
+    _, _, rows = perfect
+    distances = [flag for flag in evaluate.flags(rows) if not flag.startswith("course Frechet distance")]
+    assert distances == []                                     # of 8 clips the distances' intervals are too wide
+
+
+def test_chance_is_the_captions_of_other_clips(perfect):
+    _, _, rows = perfect
+    for row in rows_of(rows, "text-video similarity"):
+        assert row["chance"]["high"] < row["real"]["low"]
+    assert [row["chance"]["value"] for row in rows_of(rows, "caption accuracy")] == [
+        metrics.chance(level)["all"] for level, _, _ in metrics.SETS.values()]
+
+
+def test_a_frozen_generator_wins_flicker_and_smoothness_and_is_found_out(frozen):
+    """The trap: two measures rank it above real clips. The shuffled frames, all alike, say that nothing moves."""
+    _, rows = frozen
+    for measure in ("flicker score", "smoothness"):
+        for row in rows_of(rows, measure):
+            assert row["model"]["value"] == 1 > row["real"]["value"]
+            assert row["real gets worse when shuffled"] and not row["model gets worse when shuffled"]
+    for row in rows_of(rows, "motion energy"):
+        assert row["model"]["value"] == 0 < row["real"]["low"]
+    for measure in ("caption accuracy", "text-video similarity"):
+        for row in rows_of(rows, measure):
+            assert row["model"]["value"] < row["real"]["value"]
+    found = "\n".join(evaluate.flags(rows))
+    assert "flicker score (one object, English): the model's clips are not worse" in found
+
+
+def test_a_measure_that_does_not_see_order_is_flagged():
+    """One that says the same of a clip with its frames shuffled, as the mean colour would."""
+    blind = torch.rand(20, generator=torch.Generator().manual_seed(0))
+    kinds = ("model", "shuffled", "real", "real shuffled")
+    row = evaluate.compare("flicker score", "a set", dict.fromkeys(kinds, blind))
+    assert evaluate.flags([row]) == ["flicker score (a set): real clips are not worse with their frames shuffled; it "
+                                     "does not see motion"]
+
+
+@pytest.mark.parametrize("measure, change, worse", (
+    ("smoothness", -0.1, True), ("smoothness", 0.1, False), ("motion energy", 0.1, True), ("motion energy", -0.1, True),
+    ("motion energy", 0.0, False)))
+def test_worse_is_less_more_or_farther_from_real(measure, change, worse):
+    values = torch.rand(30, generator=torch.Generator().manual_seed(1))
+    row = evaluate.compare(measure, "", {"model": values, "shuffled": values + change, "real": values,
+                                         "real shuffled": values + change})
+    assert row["real gets worse when shuffled"] is worse and row["model gets worse when shuffled"] is worse
+
+
+def test_a_distance_gets_worse_by_growing():
+    values = torch.randn(40, 1, generator=torch.Generator().manual_seed(2))
+    far = lambda rows: float(rows.mean() ** 2)                                                # noqa: E731
+    samples = {"model": values, "shuffled": values + 5, "real": values + 5, "real shuffled": values}
+    row = evaluate.compare("course Frechet distance", "", samples, far)
+    assert row["model gets worse when shuffled"] and not row["real gets worse when shuffled"]
+
+
+# --- what is printed and written ---
+
+def test_accuracy_rows_are_the_referees(perfect):
+    _, sets, _ = perfect
+    rows = evaluate.accuracy_rows(sets)
+    assert [row["clips"] for row in rows[:4]] == ["seen, English", "  its frames shuffled", "  real, through the VAE",
+                                                  "  chance"]
+    level, split, _ = metrics.SETS["unseen, Chinese"]
+    scenes = metrics.judging_scenes(level, split, COUNT)
+    expected = metrics.accuracy(metrics.shuffled(metrics.draw(scenes)), scenes)
+    row = rows[4 * list(metrics.SETS).index("unseen, Chinese") + 1]
+    assert {name: row[name] for name in metrics.ATTRIBUTES} == pytest.approx(expected)
+    assert all(row["intervals"][name][0] <= row[name] <= row["intervals"][name][1] for name in metrics.ATTRIBUTES)
+    assert metrics.table(rows, COUNT).count("\n") == 1 + len(rows)
+
+
+def test_the_table_has_a_cell_for_each_figure(perfect):
+    _, _, rows = perfect
+    lines = evaluate.table(rows).splitlines()
+    assert len(lines) == 2 + len(rows) and len({line.count("|") for line in lines}) == 1
+    row = rows_of(rows, "smoothness")[0]
+    half = (row["model"]["high"] - row["model"]["low"]) / 2
+    assert any(line.startswith(f"| smoothness ↑ | one object, English | {row['model']['value']:.4f} ± {half:.4f} |")
+               for line in lines)
+    text = "\n".join(evaluate.notes(rows))
+    assert "It is not FVD" in text and "--clips 512" in text
+
+
+def test_a_picture_is_written_whole(perfect, tmp_path):
+    evaluate.picture(perfect[2], tmp_path / "figures.png", "a title")
+    with Image.open(tmp_path / "figures.png") as image:
+        assert image.width > 800 and len(image.convert("RGB").getcolors(1 << 20)) > 5
+    assert [path.name for path in tmp_path.iterdir()] == ["figures.png"]
+
+
+def test_the_command_prints_and_writes(tmp_path, capsys):
+    """The mini model itself, two clips a set of one step: the numbers say nothing, the form does."""
+    out = tmp_path / "figures.json"
+    assert cli.main(["evaluate", "--clips", "2", "--steps", "1", "--sampler", "dpm++", "--json", str(out),
+                     "--picture", str(tmp_path / "figures.png")]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("2 clips a row, per cent right; dpm++, 1 steps, guidance 4, seeds from 0\n| clips | ")
+    assert "| two objects, English |" in printed and "| course Frechet distance ↓ (biased) |" in printed
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert found["clips"] == 2 and len(found["rows"]) == 20 and len(found["figures"]) == 22
+    assert all({"model", "shuffled", "real", "vae"} <= set(row) for row in found["figures"])
+    assert (tmp_path / "figures.png").is_file()
+
+
+def test_published_figures_come_with_their_protocol(capsys):
+    assert cli.main(["evaluate", "--published"]) == 0
+    printed = capsys.readouterr().out
+    for figure in ("| FVD | ModelScopeT2V | 550 | MSR-VTT", "| CLIPSIM | ModelScopeT2V | 0.2930 |", "410 | UCF-101",
+                   "2902 ± 438 | FETV", "674 ± 22", "| CLIPSIM | real videos | 0.3056 |"):
+        assert figure in printed
+    assert "cannot be compared" in printed and {row[4] for row in published.FIGURES} == set(published.CERTAINTY)
+    assert all(row[0] in ("FVD", "FID-vid", "CLIPSIM") and len(row) == 5 for row in published.FIGURES)
+
+
+@pytest.mark.parametrize("options, message", (
+    (["--json", "nowhere/a.json"], "no folder 'nowhere'"), (["--picture", "nowhere/a.png"], "no folder 'nowhere'"),
+    (["--i3d", "a.pt"], "--real FOLDER"), (["--clip", "a.bin"], "--real FOLDER"),
+    (["--real", "."], "neither file is given"), (["--real", ".", "--i3d", "none.pt"], "there is no I3D in 'none.pt'"),
+    (["--real", ".", "--clip", "none.bin"], "there is no CLIP in 'none.bin'")))
+def test_what_makes_no_sense_is_told_before_the_work(options, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["evaluate", "--clips", "4", *options]) == 1
+    assert message in capsys.readouterr().err
+
+
+# --- against films, with stand-ins for the networks ---
+
+class StandIn(torch.nn.Module):
+    """Called as I3D is; answers the mean colour, and how it changes."""
+
+    def forward(self, x: torch.Tensor, rescale: bool = True, resize: bool = True, return_features: bool = True):
+        x = x.float() / 127.5 - 1
+        return torch.cat([x.mean(dim=(2, 3, 4)), (x[:, :, 1:] - x[:, :, :-1]).abs().mean(dim=(2, 3, 4))], dim=1)
+
+
+def test_the_released_models_way_from_a_folder_of_films(tmp_path, capsys):
+    """The mini model in the place of the released one: the same command, from films and captions to a table."""
+    open_clip = pytest.importorskip("open_clip")
+    films = tmp_path / "films"
+    films.mkdir()
+    scenes = metrics.judging_scenes(1, "train", 5)
+    for i, (scene, clip) in enumerate(zip(scenes, metrics.draw(scenes))):
+        video.save(clip, films / f"{i}.gif", fps=8)
+        (films / f"{i}.txt").write_text(caption(scene, random.Random(i)), encoding="utf-8")
+    torch.jit.script(StandIn()).save(str(tmp_path / "i3d.pt"))
+    (tmp_path / "minit2v-tiny-clip.json").write_text(json.dumps({
+        "embed_dim": 16, "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}}))
+    open_clip.add_model_config(tmp_path / "minit2v-tiny-clip.json")
+    state = open_clip.create_model("minit2v-tiny-clip").state_dict()
+    save_file({key: value.contiguous() for key, value in state.items()}, tmp_path / "clip.safetensors")
+
+    files = {"--real": "films", "--i3d": "i3d.pt", "--clip": "clip.safetensors", "--json": "out.json"}
+    options = [text for option, name in files.items() for text in (option, str(tmp_path / name))]
+    status = cli.main(["evaluate", "--clips", "9", "--steps", "1", "--clip-model", "minit2v-tiny-clip", *options])
+    printed = capsys.readouterr()
+    assert status == 0, printed.err
+    assert "| FVD ↓ (biased) | 5 films |" in printed.out and "| CLIPSIM ↑ | 5 films |" in printed.out
+    assert "CLIPSIM (5 films): real clips are not worse with their frames shuffled" in printed.out
+    assert "--i3d-sha256" in printed.err
+    rows = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["figures"]
+    assert [row["measure"] for row in rows] == ["FVD", "CLIPSIM"] and fvd.CLIPS == 2048
+    assert rows[0]["model"]["value"] > 0 and -1 <= rows[1]["model"]["value"] <= 1
