@@ -277,7 +277,7 @@ figures.plot({name: (a / (1 - a)).log10() for name, a in left.items()}, x=torch.
 for name, a in left.items():
     useless = (a < 0.001).sum().item()
     print(f"{name:29} as much noise as clip at t = {(a < 0.5).int().argmax() + 1}, "
-          f"left at the end {a[-1]:.5f}, below 0.001 for {useless} times")
+          f"left at the end {a[-1]:.5f}, below 0.001 {useless} times")
 
 assert (left["root of beta straight (ours)"] < 0.5).int().argmax() + 1 == 355
 
@@ -364,35 +364,76 @@ print(torch.allclose(x, ours, atol=1e-4), "- clean stays clean, bit for bit:", t
 
 # %%
 s, t, generator = 200, 400, Generator().manual_seed(4)
-kept = alphas_cumprod[t] / alphas_cumprod[s]                 # alpha-bar of the steps between s and t
+k = (alphas_cumprod[t] / alphas_cumprod[s]).sqrt()           # what the steps from s to t keep of x_s
+b = 1 - k ** 2                                               # and the variance of the noise that they add
 at_s = jump(torch.full((400_000,), 1.5), s, generator)
-at_t = kept.sqrt() * at_s + (1 - kept).sqrt() * draw_noise(at_s.shape, generator)
+at_t = k * at_s + b.sqrt() * draw_noise(at_s.shape, generator)
 chosen = at_s[at_t.abs() < 0.05]                             # those that arrived near 0
 
 # %% [markdown]
-# The formula comes from multiplying two bell curves, how likely each $x_s$ is from $x_0$, and how likely $x_t$ is
-# from it. DDPM does it for one step (eq. 6 and 7). The package's function allows a stride of any length, which
-# chapter 06 will need; it lives with the samplers. It answers with three numbers: how much of $x_0$ and how much of
-# $x_t$ to mix for the mean, and how far to stray from it. With $k = \alpha_t/\alpha_s$ and the noise added on the
-# way, $a = \sigma_t^2 - k^2\sigma_s^2$, they are $\alpha_s\,a/\sigma_t^2$, $k\,\sigma_s^2/\sigma_t^2$ and
-# $\sqrt{a}\,\sigma_s/\sigma_t$. (In the code below, `kept` is this $k$, the root of what was called `kept` in the
-# experiment.)
+# ### Two witnesses
+#
+# Now the formula. There are two witnesses to where such a walker was at s, and neither is exact:
+#
+# - **Her start.** From $x_0$ to time s is one jump. So she was at $\alpha_s x_0$, give or take $\sigma_s$.
+# - **Her end.** From s to t is one jump, too, $x_t = k\,x_s + \sqrt{b}\,z$. Read it backwards: she was at $x_t / k$,
+#   give or take $\sqrt{b} / k$.
+#
+# Each witness draws a bell curve of where she may have been. Call their means $m_1, m_2$ and their variances
+# $V_1, V_2$. Both are to be believed, so the curves are multiplied, and then their exponents add up:
+#
+# $$\frac{(x_s - m_1)^2}{V_1} + \frac{(x_s - m_2)^2}{V_2}
+#   = x_s^2 \left( \frac{1}{V_1} + \frac{1}{V_2} \right)
+#   - 2 x_s \left( \frac{m_1}{V_1} + \frac{m_2}{V_2} \right) + \ldots$$
+#
+# That is a parabola again, so the product is a bell again. Its mean $m$ and its variance $V$ stand in the brackets, for
+# $(x_s - m)^2 / V = x_s^2 / V - 2 x_s\, m / V + \ldots$:
+#
+# $$\frac{1}{V} = \frac{1}{V_1} + \frac{1}{V_2}, \qquad m = V \left( \frac{m_1}{V_1} + \frac{m_2}{V_2} \right)$$
+#
+# In words: it is the mean of the two, each weighted by *one over its variance*. In numbers, for our walkers:
+
+# %%
+def bell(mean, variance):
+    """A bell curve over `centres`: (80,)."""
+    return torch.exp(-0.5 * (centres - mean) ** 2 / variance) / (2 * torch.pi * variance).sqrt()
+
+
+m1, V1 = alphas_cumprod[s].sqrt() * 1.5, 1 - alphas_cumprod[s]                   # her start: x_0 = 1.5
+m2, V2 = 0.0 / k, b / k ** 2                                                     # her end: x_t = 0
+V = 1 / (1 / V1 + 1 / V2)
+m = V * (m1 / V1 + m2 / V2)
+figures.plot({"her start says": bell(m1, V1), "her end says": bell(m2, V2), "both together": bell(m, V),
+              "measured": density(chosen)}, x=centres, xlabel="x at time s", ylabel="density",
+             alt="A bell around 1.3 and a flat, wide one around 0. Between them, nearer to the first, a narrower bell: "
+                 "both together. The measured curve lies on it.")
+
+# %% [markdown]
+# What remains is to put the letters in. For the variance,
+#
+# $$\frac{1}{V} = \frac{1}{\sigma_s^2} + \frac{k^2}{b} = \frac{b + k^2 \sigma_s^2}{b\, \sigma_s^2}
+#   = \frac{\sigma_t^2}{b\, \sigma_s^2}$$
+#
+# since all noise at time t is what was there at s, made smaller by $k$, and what was added:
+# $\sigma_t^2 = k^2 \sigma_s^2 + b$. Then $m = V\,(\alpha_s x_0 / \sigma_s^2 + k\,x_t / b)$ becomes
+#
+# $$m = \frac{\alpha_s\, b}{\sigma_t^2}\, x_0 + \frac{k\, \sigma_s^2}{\sigma_t^2}\, x_t,
+#   \qquad \sqrt{V} = \frac{\sqrt{b}\, \sigma_s}{\sigma_t}$$
+#
+# DDPM has it for one step (eq. 6 and 7; there $k^2 = 1 - \beta_t$ and $b = \beta_t$). The package's function allows a
+# stride of any length, which chapter 06 will need; it lives with the samplers. It answers with the three factors: how
+# much of $x_0$ and how much of $x_t$ make the mean, and how far to stray from it. Its `kept` is our $k$, its `added` is
+# our $b$.
 
 # %%
 # from minit2v.samplers import posterior
 
-# %%
+# %% tags=["nbval-check-output"]
 toward_x0, keep_x, std = posterior(process, t, s)
 mean = toward_x0 * 1.5 + keep_x * 0.0                        # x_0 = 1.5, x_t = 0
-bell = torch.exp(-0.5 * ((centres - mean) / std) ** 2) / (std * (2 * torch.pi) ** 0.5)
-figures.plot({"all, at s": density(at_s), "those that got to 0": density(chosen), "formula": bell}, x=centres,
-             xlabel="x at time s", ylabel="density",
-             alt="All walkers: a wide bell around 1.3. Those that got to 0: a bell to its left, on the formula.")
-
-# %% tags=["nbval-check-output"]
-print(f"formula {mean:.2f} ± {std:.2f}; measured within 0.02:",
+print(f"two witnesses {m:.2f} ± {V.sqrt():.2f}, the package {mean:.2f} ± {std:.2f}; measured within 0.02:",
       bool(abs(chosen.mean() - mean) < 0.02 and abs(chosen.std() - std) < 0.02))
-assert abs(chosen.mean() - mean) < 0.02 and abs(chosen.std() - std) < 0.02
+assert abs(chosen.mean() - mean) < 0.02 and abs(chosen.std() - std) < 0.02 and abs(m - mean) < 1e-4
 
 # %% [markdown]
 # This is a machine that goes back in time: from $x_t$ to $x_s$, from there to an earlier one, and at last to $x_0$.
@@ -493,7 +534,7 @@ def clock(timesteps, width):
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 # %%
-figures.heat(clock(torch.arange(0, 1000, 25), 32).T, size=3.4, titles=["32 numbers (down) for t = 0 to 1000 (right)"],
+figures.heat(clock(torch.arange(0, 1000, 25), 32).T, size=3.4, xlabel="time, in steps of 25", ylabel="number",
              alt="32 rows over 40 columns of time: the upper rows of each half flicker, the lower ones change slowly.")
 
 # %% [markdown]
@@ -988,7 +1029,7 @@ assert told > 0.8
 # %% [markdown]
 # ## Exercises
 #
-# They are in `exercises/04_diffusion.ipynb`, each with a check and hints.
+# Their notebook, with checks and hints, is [exercises/04_diffusion](../exercises/04_diffusion.ipynb).
 #
 # 1. **The schedule (build).** Alpha-bar from its two ends, for any number of steps.
 # 2. **Too little of everything (repair).** Both ends are right, the middle is not: find the mistake in a jump.
