@@ -221,9 +221,9 @@ def against_footage(pipe: TextToVideo, folder: str | Path, count: int, i3d: str 
         rows.append({**row, "real": floor, "biased": len(films) < fvd.CLIPS})
     if reader is not None:
         texts = reader.embed_text(captions)
-        found = {kind: (reader.embed(values, progress) * texts).sum(1) for kind, values in kinds.items()}
-        vectors = reader.embed(clips, progress)
-        rows.append(compare("CLIPSIM", name, {**found, "chance": (vectors * texts.roll(1, 0)).sum(1)}))
+        vectors = {kind: reader.embed(values, progress) for kind, values in kinds.items()}    # (N, D) each
+        found = {kind: (values * texts).sum(1) for kind, values in vectors.items()}
+        rows.append(compare("CLIPSIM", name, {**found, "chance": (vectors["model"] * texts.roll(1, 0)).sum(1)}))
     return rows
 
 
