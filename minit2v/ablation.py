@@ -47,7 +47,7 @@ TRAINING_CLIPS = 2000
 BUDGET = 4e12                                            # floating-point operations of a training run
 BATCH, IMAGES = 32, 192                                  # clips, or single frames, a step
 IMAGE_PART = 0.3                                         # of the budget, for single frames first
-PLAN = Plan(steps=1, batch=BATCH, lr=3e-3, warmup=20, ema=0.98, save_every=10**9)
+PLAN = Plan(steps=1, batch=BATCH, lr=1.5e-2, warmup=20, ema=0.98, save_every=150)
 CHANCE = {"colour": 1 / len(COLOURS), "shape": 1 / len(SHAPES), "motion": 1 / len(MOTIONS),
           "all": 1 / (len(COLOURS) * len(SHAPES) * len(MOTIONS))}
 
@@ -99,8 +99,8 @@ class SmallWorld:
     The text tower does not learn, so each caption is encoded once, for all runs.
     """
 
-    def __init__(self, pipe: TextToVideo, count: int, languages: tuple[str, ...] = ("en", "zh"), progress: bool = True):
-        self.scenes, self.languages, latents = scenes(count, "train"), languages, []
+    def __init__(self, pipe: TextToVideo, count: int, progress: bool = True):
+        self.scenes, self.languages, latents = scenes(count, "train"), ("en", "zh"), []
         config = pipe.config
         with torch.inference_mode():
             for i in tqdm(range(0, count, 20), desc="rendering and encoding clips", disable=not progress):
@@ -188,29 +188,31 @@ def train(arm: Arm, pipe: TextToVideo, world: SmallWorld, out: Path, name: str, 
     pipe.unet = unet = UNet(pipe.config.unet)
     _initialise(unet, seed=3 + 1000 * seed)
     world = world.speaking(*arm.languages)
-    runs = out / "runs"
 
-    def learn(folder, steps, image_share):
+    def learn(run, steps, image_share):
         objective = unet_objective(pipe.process, world.encode, world, BATCH, image_share, IMAGES)
-        average, seconds = _fit(unet, objective, replace(PLAN, steps=steps), folder, seed, **options)
+        average, seconds = _fit(unet, objective, replace(PLAN, steps=steps), out / "runs" / run, seed, **options)
         unet.load_state_dict(average)
         return seconds
 
     if cost.image_steps:
-        spent += learn(runs / f"images {' '.join(arm.languages)} {seed}", cost.image_steps, 1.0)
+        spent += learn(f"images {' '.join(arm.languages)} {seed}", cost.image_steps, 1.0)
     leave_out(unet, arm.without)
-    spent += learn(runs / f"{name} {seed}", cost.steps, arm.image_share)
+    spent += learn(f"{name} {seed}", cost.steps, arm.image_share)
     unet.eval()
     return cost, spent
 
 
 def _fit(unet: UNet, objective, plan: Plan, folder: Path, seed: int, **options) -> tuple[dict[str, Tensor], float]:
-    """`fit`, and the processor seconds it took. A run that was killed begins anew; a finished one is not repeated."""
+    """`fit`, and the processor seconds it took, those before a kill included, up to the last checkpoint."""
     begin, note = time.process_time(), folder / "seconds.json"
-    average = fit(unet, objective, plan, folder, seed=seed, **options)
-    if not note.exists():
+    before = json.loads(note.read_text(encoding="utf-8")) if note.exists() else 0.0
+
+    def on_save(average, step):
         with write_whole(note) as part:
-            part.write_text(json.dumps(time.process_time() - begin), encoding="utf-8")
+            part.write_text(json.dumps(before + time.process_time() - begin), encoding="utf-8")
+
+    average = fit(unet, objective, plan, folder, seed=seed, on_save=on_save, **options)
     return average, json.loads(note.read_text(encoding="utf-8"))
 
 
@@ -229,21 +231,20 @@ GUIDANCE = (1, 2, 3, 4, 6, 9, 12, 15)
 FEWEST = 8                                               # clips of a row; long chains are dear, so they get no more
 
 
-def settings(name: str) -> list[tuple[str, int, float | None]]:
-    """(sampler, steps, guidance) of each row, the cheap ones first; None is the model's own guidance."""
+def settings(name: str, usual: float) -> list[tuple[str, int, float]]:
+    """(sampler, steps, guidance) of each row, the cheap ones first; `usual` is the model's own guidance."""
     if name == "guidance":
         return [("dpm++", 15, float(g)) for g in GUIDANCE]
-    return [(sampler, steps, None) for steps in STEPS for sampler in FUNCTIONS]
+    return [(sampler, steps, usual) for steps in STEPS for sampler in FUNCTIONS]
 
 
-def sample(pipe: TextToVideo, sampler: str, steps: int, guidance: float | None, count: int, seed: int = 0) -> dict:
+def sample(pipe: TextToVideo, sampler: str, steps: int, guidance: float, count: int, seed: int = 0) -> dict:
     """One row: what the referee finds right in clips made with these settings, of one object, asked for in English.
 
     Prompts and start noises are the same in every row. `count` is for chains of up to 50 steps; longer ones get fewer
     clips. "asked" says how often the network was asked: the original's list of times has 1000 // (1000 // steps).
     """
     count = min(count, max(FEWEST, 800 // steps))
-    guidance = pipe.config.guidance_scale if guidance is None else guidance
     truth, rng = metrics.judging_scenes(1, "train", count, seed), random.Random(f"captions ablation {seed}")
     prompts, asked, begin = [caption(scene, rng, "en") for scene in truth], [], time.process_time()
     clips = metrics.generate(pipe, prompts, seed, batch=8, progress=False, sampler=sampler, num_inference_steps=steps,
@@ -269,8 +270,8 @@ def table(name: str, found: dict[str, list[dict]] | None = None) -> str:
         head = ["trained", "seed", "steps on images", "steps", "10^12 operations", "processor s",
                 *metrics.ATTRIBUTES, "motion, Chinese"]
         lines = [[r["arm"], r["seed"], r["image_steps"], r["steps"], f"{r['flops'] / 1e12:.2f}", f"{r['seconds']:.0f}",
-                  *_cells(r["en"], r["clips"]), _cell(r["zh"]["motion"], r["clips"])] for r in rows]
-        lines.append(["chance", *[""] * 5, *_cells(CHANCE), _cell(CHANCE["motion"])])
+                  *_cells(r["en"], r["clips"]), _cells(r["zh"], r["clips"])[2]] for r in rows]
+        lines.append(["chance", *[""] * 5, *_cells(CHANCE), _cells(CHANCE)[2]])
     else:
         head = ["sampler", "steps", "network asked", "guidance", "clips", "processor s a clip", *metrics.ATTRIBUTES]
         lines = [[r["sampler"], r["steps"], r["asked"], f"{r['guidance']:g}", r["clips"], f"{r['seconds']:.1f}",
@@ -280,11 +281,8 @@ def table(name: str, found: dict[str, list[dict]] | None = None) -> str:
 
 
 def _cells(shares: dict[str, float], count: int | None = None) -> list[str]:
-    return [_cell(shares[name], count) for name in metrics.ATTRIBUTES]
-
-
-def _cell(share: float, count: int | None = None) -> str:
-    return f"{100 * share:.0f}" + (f" ± {100 * metrics.interval(share, count):.0f}" if count else "")
+    return [f"{100 * shares[name]:.0f}" + (f" ± {100 * metrics.interval(shares[name], count):.0f}" if count else "")
+            for name in metrics.ATTRIBUTES]
 
 
 def figure(found: dict[str, list[dict]] | None = None):
@@ -339,10 +337,6 @@ def _write(found: dict[str, list[dict]], out: Path) -> None:
         figure(found).savefig(part, format="png", dpi=110)
 
 
-def _has(rows: list[dict], **key) -> bool:
-    return any(all(row[name] == value for name, value in key.items()) for row in rows)
-
-
 def main_ablate(args) -> int:
     """`minit2v ablate`: makes the rows that are not in DIR/ablations.json yet, and prints the table."""
     if args.threads:
@@ -353,7 +347,7 @@ def main_ablate(args) -> int:
     if args.name in TRAINING:
         name, pipe, world = "training", small(args.weights), None
         for arm in TRAINING[args.name]:
-            if _has(found[name], arm=arm, seed=args.seed):
+            if (arm, args.seed) in {(row["arm"], row["seed"]) for row in found[name]}:
                 continue
             world = world or SmallWorld(pipe, TRAINING_CLIPS)
             cost, seconds = train(ARMS[arm], pipe, world, args.out, arm, args.seed, autocast=precision)
@@ -365,10 +359,12 @@ def main_ablate(args) -> int:
     else:
         name, pipe = args.name, load(args.weights, dtype=args.dtype)
         weights = hashlib.sha256((Path(args.weights or WEIGHTS) / "unet.safetensors").read_bytes()).hexdigest()
-        for sampler, steps, guidance in tqdm(settings(name), desc=name):
-            scale = pipe.config.guidance_scale if guidance is None else guidance
-            if not _has(found[name], sampler=sampler, steps=steps, guidance=scale, weights=weights, dtype=args.dtype):
-                row = sample(pipe, sampler, steps, guidance, args.clips, args.seed)
+        if any(row["weights"] != weights for row in found[name]):
+            raise ValueError(f"{args.out / RESULTS.name} has rows of another UNet than {weights[:12]}.., and a "
+                             "table is of one model; choose another --out")
+        for setting in tqdm(settings(name, pipe.config.guidance_scale), desc=name):
+            if setting not in {(row["sampler"], row["steps"], row["guidance"]) for row in found[name]}:
+                row = sample(pipe, *setting, args.clips, args.seed)
                 found[name].append({**row, "dtype": args.dtype, "weights": weights})
                 _write(found, args.out)
     print(table(name, found))

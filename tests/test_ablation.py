@@ -1,6 +1,7 @@
 """Ablations: equal compute is equal, what is left out is out, and the numbers printed are the numbers stored."""
 
 import json
+import random
 import re
 from dataclasses import replace
 from types import SimpleNamespace
@@ -63,7 +64,6 @@ def test_each_caption_is_encoded_once_and_says_what_the_pipeline_says(pipe, worl
 
 
 def test_a_world_speaks_the_languages_it_is_asked_for(world):
-    import random
     for languages in (("en",), ("zh",), ("en", "zh")):
         _, texts = world.speaking(*languages).batch(random.Random(1), 40)
         found = {"zh" if re.search("[\u4e00-\u9fff]", text) else "en" for text in texts}
@@ -203,14 +203,14 @@ def test_rows_of_sampling_ask_the_network_as_often_as_they_say():
 def test_long_chains_get_fewer_clips_but_never_none(monkeypatch):
     monkeypatch.setattr(metrics, "generate", lambda pipe, prompts, *more, on_step, **other: (on_step(0, 0), prompts)[1])
     monkeypatch.setattr(metrics, "accuracy", lambda clips, truth, fps: {"all": len(clips) / 100})
-    pipe = SimpleNamespace(config=SimpleNamespace(guidance_scale=4.0, fps=8))
-    counts = [ablation.sample(pipe, "ddim", steps, None, 32)["clips"] for steps in ablation.STEPS]
+    pipe = SimpleNamespace(config=SimpleNamespace(fps=8))
+    counts = [ablation.sample(pipe, "ddim", steps, 4.0, 32)["clips"] for steps in ablation.STEPS]
     assert counts == [32, 32, 32, 32, 32, 26, 16, 8, 8, 8]
-    assert ablation.sample(pipe, "ddim", 1000, None, 4)["clips"] == 4
+    assert ablation.sample(pipe, "ddim", 1000, 4.0, 4)["clips"] == 4
 
 
 def test_every_setting_is_asked_for_once():
-    steps, guidance = ablation.settings("steps"), ablation.settings("guidance")
+    steps, guidance = ablation.settings("steps", 4.0), ablation.settings("guidance", 4.0)
     assert len(set(steps)) == len(steps) == 3 * len(ablation.STEPS) and {1, 1000} <= {row[1] for row in steps}
     assert {row[2] for row in guidance} >= {1.0, 15.0} and len({row[:2] for row in guidance}) == 1
 
@@ -225,7 +225,7 @@ def test_the_command_knows_every_ablation():
 
 
 def test_the_command_makes_each_row_once(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(ablation, "settings", lambda name: [("ddim", 1, 1.0), ("dpm++", 1, None)])
+    monkeypatch.setattr(ablation, "settings", lambda name, usual: [("ddim", 1, 1.0), ("dpm++", 1, usual)])
     args = cli.build_parser().parse_args(["ablate", "guidance", "--out", str(tmp_path), "--clips", "1"])
     assert ablation.main_ablate(args) == 0
     first = (tmp_path / "ablations.json").read_bytes()
@@ -236,6 +236,9 @@ def test_the_command_makes_each_row_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ablation, "sample", lambda *given: pytest.fail("a row is made again"))
     ablation.main_ablate(args)
     assert (tmp_path / "ablations.json").read_bytes() == first
+    (tmp_path / "ablations.json").write_bytes(first.replace(json.loads(first)["guidance"][0]["weights"].encode(), b"0"))
+    with pytest.raises(ValueError, match="another UNet.*another --out"):
+        ablation.main_ablate(args)
 
 
 # --- the stored results ---
@@ -249,8 +252,7 @@ def test_the_tables_print_the_stored_rows():
         for line, row in zip(lines[2:], rows):
             cells = [cell.strip() for cell in line.strip("|").split("|")]
             scores = row["en"] if name == "training" else row
-            at = 6 if name == "training" else 6
-            for cell, attribute in zip(cells[at:], metrics.ATTRIBUTES):
+            for cell, attribute in zip(cells[6:], metrics.ATTRIBUTES):
                 share, half = 100 * scores[attribute], 100 * metrics.interval(scores[attribute], row["clips"])
                 assert cell == f"{share:.0f} ± {half:.0f}"
 
