@@ -15,7 +15,7 @@ import traceback
 import warnings
 from pathlib import Path
 
-from minit2v import __version__, cli_course, cli_evaluate
+from minit2v import __version__, cli_course, cli_evaluate, cli_finetune
 
 SAMPLERS = ("ddim", "ddpm", "dpm++")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -41,6 +41,8 @@ def generate(args) -> int:
         args.prompt, args.negative_prompt = translate.to_english([args.prompt, args.negative_prompt], args.translator)
     pipe = pipeline.load(args.weights, dtype=args.dtype, device=args.device, vae_dtype=args.vae_dtype,
                          tokenizer=args.tokenizer, offload=args.offload)
+    for path in args.lora or []:
+        pipe.load_lora(path)
     if args.guidance_scale is None:
         args.guidance_scale = pipe.config.guidance_scale
     options = {name: getattr(args, name) for name in ("negative_prompt", "num_frames", "height", "width", "seed", "eta",
@@ -53,6 +55,8 @@ def generate(args) -> int:
     frames, height, width, _ = clip.shape
     settings = {"prompt": args.prompt, **options, "num_frames": frames, "height": height, "width": width,
                 "dtype": args.dtype, "model": pipe.config.name, "minit2v": __version__}
+    if args.lora:
+        settings["lora"] = [path.name for path in args.lora]
     if args.prompt != given:
         settings["translated_from"] = given
     fps = pipe.config.fps if args.fps is None else args.fps
@@ -83,9 +87,10 @@ def read_objects(clip, fps: float) -> list[dict]:
 
 def train(args) -> int:
     """Trains a model, stage by stage; the same command goes on where a killed one stopped."""
-    from minit2v import recipe
+    from minit2v import distributed, recipe
 
-    return recipe.main_train(args) or 0
+    with distributed.processes():
+        return recipe.main_train(args) or 0
 
 
 def ablate(args) -> int:
@@ -124,9 +129,15 @@ def inspect(args) -> int:
         from minit2v import layouts, memory
 
         found["memory"] = memory.table(layouts.open_model(args.weights or text.WEIGHTS).config)
+    if args.training:
+        from minit2v import budget, layouts
+
+        found["training"] = budget.plan(layouts.open_model(args.weights or text.WEIGHTS).config)
     print(json.dumps(found) if args.json else inventory.report(found))
     if args.memory and not args.json:
         print(memory.report(found["memory"]))
+    if args.training and not args.json:
+        print(budget.report(found["training"]))
     return 0 if found["whole"] else 1
 
 
@@ -192,6 +203,8 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--width", type=_positive, metavar="W", help="in pixels (default: the model's)")
     one.add_argument("--fps", type=_number, help="frames a second in the file (default: the model's)")
     one.add_argument("--weights", metavar="W", help="folder of a model (default: the mini model that comes along)")
+    one.add_argument("--lora", type=Path, action="append", metavar="FILE", help="add what was learnt by `minit2v "
+                     "finetune --learns lora`, or LoRA of diffusers or peft; may be given several times")
     one.add_argument("--dtype", choices=DTYPES, default="float32", help="number type (default: float32)")
     one.add_argument("--vae-dtype", choices=DTYPES, help="of the autoencoder alone; float32 if float16 is too small "
                      "for it (default: as --dtype)")
@@ -220,6 +233,8 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
                      help="bfloat16 is faster where the processor knows it (default: float32)")
     one.add_argument("--threads", type=_positive, metavar="N", help="processor threads (default: torch's choice)")
+    one.add_argument("--accumulate", type=_positive, default=1, metavar="N", help="cut batches into N micro-batches, "
+                     "which processes share out (default: 1); captions and clips are compared within one")
 
     one = verb(ablate)
     one.add_argument("name", choices=ABLATIONS, metavar="NAME", help=f"what to compare: {', '.join(ABLATIONS)}")
@@ -244,6 +259,7 @@ def build_parser() -> argparse.ArgumentParser:
                      help="folder of a model (default: the mini model that comes along)")
     one.add_argument("--hash", action="store_true", help="compare the SHA-256 of large files, too")
     one.add_argument("--memory", action="store_true", help="compute what a clip takes, and which cards have it")
+    one.add_argument("--training", action="store_true", help="compute what training takes of 8 cards, whole or sharded")
     one.add_argument("--json", action="store_true", help="print the answer as JSON")
 
     one = verb(convert)
@@ -255,6 +271,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     one = verb(doctor)
     one.add_argument("--json", action="store_true", help="print the answer as JSON")
+    cli_finetune.add(verb, _positive, _seed, _number, _share)
     cli_course.add(verb)
     return parser
 

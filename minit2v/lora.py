@@ -15,11 +15,12 @@ import re
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .checkpoints import UNET_DIFFUSERS, translate
 from .files import write_whole
+from .tensorfiles import read
 
 ATTENTION = r"\.attn[12]\.to_(q|k|v|out)$"               # of which layers, by name: all of every attention
 
@@ -121,10 +122,13 @@ def load(unet: nn.Module, path: str | Path) -> dict[str, LoRA]:
     """Adds the adapters of a file that `save`, diffusers' save_lora_weights or peft's save_pretrained wrote.
 
     path: the safetensors file; for peft's, adapter_config.json beside it says alpha. The ranks may differ from layer
-    to layer. Raises ValueError, naming the tensors, if one is missing, has no layer here, or another shape.
+    to layer. Raises FileNotFoundError if there is no such file, and ValueError, naming the tensors, if one is missing,
+    has no layer here, or another shape, or if the file is damaged or holds no adapter at all. Nothing changes then.
     """
+    if adapters(unet):
+        raise ValueError("this UNet has adapters already; remove them before others are loaded")
     path = Path(path)
-    stored, settings = load_file(path), path.with_name("adapter_config.json")
+    stored, settings = read(path), path.with_name("adapter_config.json")
     alpha = json.loads(settings.read_text(encoding="utf-8")).get("lora_alpha") if settings.exists() else None
     ours = {translate(name + ".", UNET_DIFFUSERS): name for name, m in unet.named_modules() if isinstance(m, nn.Linear)}
     pairs: dict[str, dict[str, Tensor]] = {}
@@ -142,8 +146,8 @@ def load(unet: nn.Module, path: str | Path) -> dict[str, LoRA]:
         if None in found or found[0][1:] != found[1][:1] or (found[0][0], found[1][1]) != shape:
             raise ValueError(f"{path.name}: for {name}, {shape}, B and A are {found[0]} and {found[1]}; they should be "
                              f"({shape[0]}, rank) and (rank, {shape[1]})")
-    if adapters(unet):
-        raise ValueError("this UNet has adapters already; remove them before others are loaded")
+    if not pairs:
+        raise ValueError(f"{path.name} holds no adapter; `lora.save` and `minit2v finetune --learns lora` write one")
     unet.requires_grad_(False)
     for name, pair in pairs.items():
         rank = len(pair["A"])

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from minit2v import captions, layouts, limits, offload, swap, video
+from minit2v import captions, layouts, limits, lora, offload, swap, video
 from minit2v.autoencoder import Autoencoder
 from minit2v.config import ModelConfig
 from minit2v.diffusion import Process, draw_noise
@@ -110,6 +110,19 @@ class TextToVideo:
         swap.swap(self, part, replacements)
         return self
 
+    def load_lora(self, path: str | os.PathLike, scale: float = 1.0) -> "TextToVideo":
+        """Adds what fine-tuning with LoRA learnt to the weights of the UNet, `scale` times. Returns self.
+
+        path: a safetensors file of `minit2v finetune --learns lora`, diffusers or peft. It becomes part of the weights:
+        to be rid of it, load the model anew. (lora.load keeps the two apart.) Raises ValueError, and changes nothing,
+        for an adapter of another model.
+        """
+        for adapter in lora.load(self.unet, path).values():
+            adapter.scale *= scale
+        lora.merge(self.unet)
+        lora.remove(self.unet)
+        return self
+
     def encode_text(self, prompts: list[str]) -> Tensor:
         """Prompts -> context (N, L, D), what the UNet's cross-attention reads."""
         with self.at_work("text_encoder"):
@@ -189,6 +202,9 @@ class TextToVideo:
         dtype: number type on disk, float16 halves the files; None keeps the weights' own. All files are written
         under other names first and renamed at the end, config.json last: a folder that has one is whole.
         """
+        if lora.adapters(self.unet):
+            raise ValueError("this model has LoRA adapters beside its weights; lora.save(pipe.unet, FILE) writes them "
+                             "alone, lora.merge and then lora.remove make them part of the weights")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config = self.config

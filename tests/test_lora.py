@@ -151,6 +151,38 @@ def test_an_adapter_of_another_model_is_refused(tmp_path, spoil, says, inputs):
     assert not lora.adapters(other)
 
 
+def test_a_file_of_another_rank_is_read_as_it_is(tmp_path, inputs):
+    """The rank is the file's, whatever was loaded before; a layer may have another one than its neighbour."""
+    unet = make()
+    made = learnt(unet, rank=3)
+    first = next(iter(made))
+    made[first].down.data, made[first].up.data = made[first].down.data[:1], made[first].up.data[:, :1]
+    expected = unet(*inputs)
+    lora.save(unet, tmp_path / "a.safetensors")
+    other = make()
+    lora.add(other, rank=2)
+    with pytest.raises(ValueError, match="adapters already"):
+        lora.load(other, tmp_path / "a.safetensors")
+    lora.remove(other)
+    ranks = {name: len(adapter.down) for name, adapter in lora.load(other, tmp_path / "a.safetensors").items()}
+    assert ranks.pop(first) == 1 and set(ranks.values()) == {3}
+    assert torch.allclose(other(*inputs), expected, atol=1e-5)
+
+
+def test_files_that_are_no_adapter(tmp_path):
+    with pytest.raises(FileNotFoundError, match="are missing"):
+        lora.load(make(), tmp_path / "none.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"broken")
+    with pytest.raises(ValueError, match="damaged or cut short"):
+        lora.load(make(), tmp_path / "broken.safetensors")
+    save_file({}, tmp_path / "empty.safetensors")
+    with pytest.raises(ValueError, match="holds no adapter"):
+        lora.load(make(), tmp_path / "empty.safetensors")
+    save_file(make().state_dict(), tmp_path / "whole.safetensors")
+    with pytest.raises(ValueError, match="no such layer"):
+        lora.load(make(), tmp_path / "whole.safetensors")
+
+
 def test_bad_arguments():
     with pytest.raises(ValueError, match="rank is 99"):
         lora.add(make(), rank=99)
