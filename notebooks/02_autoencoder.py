@@ -562,8 +562,8 @@ figures.strip([to_pictures(x) for x in (*looks, test)], titles=[f"after {n} step
               frames=6, alt="Six of the test frames as drawn after 30, 100, 250 and 500 steps, and as they are.")
 
 # %% [markdown]
-# First there is mush. Then come the grounds, then where something is, then colours: warm or cold first, all of them in
-# the end. Corners are last. What is large and common is learnt before what is small and rare. Keep that in mind: the
+# First there is mush. Then come the grounds, then where something is, then colours: warm or cold first, most of them
+# in the end. Corners are last. What is large and common is learnt before what is small and rare. Keep that in mind: the
 # UNet of the later chapters learns in the same order.
 
 # %%
@@ -613,7 +613,7 @@ figures.strip([to_pictures(x) for x in (test, vae.decode(shifted))], titles=["fr
 
 # %%
 sigma = torch.exp(0.5 * vae.posterior(test)[1]).mean(1)      # (8, 8, 8): mean over the channels
-figures.heat(list(sigma[:3]), titles=[f"σ, frame {i}" for i in range(3)], size=2.6, limits=(0, 1),
+figures.heat(list(sigma[:3]), titles=[f"σ, frame {i}" for i in range(3)], size=2.6, limits=(0, 1), xlabel="cell",
              alt="Three maps of the spread: 0.8 on the ground, half of that where the object lies.")
 
 # %% [markdown]
@@ -724,7 +724,7 @@ eps = torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(2))
 sizes = (5.5, 1, 0.2)
 mixed = [vae.decode((0.5 * size * latents + 0.87 * eps) / (0.5 * size)) for size in sizes]
 figures.strip([to_pictures(x) for x in mixed], titles=[f"latents of size {size}" for size in sizes],
-              frames=3, alt="Decoded mixtures: clear frames at size 5.5, damaged ones at size 1, only noise at 0.2.")
+              frames=2, alt="Decoded mixtures: clear frames at size 5.5, damaged ones at size 1, only noise at 0.2.")
 
 # %% [markdown]
 # Latents as they leave Stable Diffusion's encoder have the size 5.5. There the noise hides nothing, and a network that
@@ -779,7 +779,7 @@ dice = torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(3))
 order = torch.randperm(64, generator=torch.Generator().manual_seed(3))
 scrambled = latents.flatten(2)[..., order].unflatten(2, (8, 8))
 figures.strip([to_pictures(x) for x in (vae.decode(dice * vae.config.scaling_factor), vae.decode(scrambled))],
-              titles=["decoded dice", "real latents, cells in random order"], frames=4,
+              titles=["decoded dice", "real latents, cells in random order"], frames=3,
               alt="A row of coloured blotches on torn grounds, from dice; a row of grounds with odd fragments.")
 
 # %% [markdown]
@@ -830,6 +830,7 @@ print("clip backwards:", torch.allclose(vae.encode(x.flip(2)), z.flip(2), atol=1
 # %%
 history = to_input(clip[0])[:, :, 32].mean(1)                # (F, W): brightness of row 32 in each frame
 figures.heat([history, *z[0, 2:, :, 4]], titles=["pixels, row 32", "latents, channel 2, row 4", "channel 3, row 4"],
+             xlabel="column", ylabel="frame",
              alt="Time runs down: a leaning band in the pixels, and a leaning staircase in the latents.")
 
 # %% [markdown]
@@ -937,9 +938,9 @@ def padded_everywhere(vae):
     return wrong
 
 # %%
-stars = frames_of([Scene((Thing(colour, "square", "stay", size="big", x=0.4, y=0.4),)) for colour in COLOURS])
-moved = vae.decode(padded_everywhere(vae).encode(stars))
-figures.strip([to_pictures(x) for x in (stars, vae.decode(vae.encode(stars)), moved)],
+squares = frames_of([Scene((Thing(colour, "square", "stay", size="big", x=0.4, y=0.4),)) for colour in COLOURS])
+moved = vae.decode(padded_everywhere(vae).encode(squares))
+figures.strip([to_pictures(x) for x in (squares, vae.decode(vae.encode(squares)), moved)],
               titles=["frames", "right padding", "wrong padding"], frames=5,
               alt="Squares; the same squares; squares that lie further right and below, worn at the edges.")
 
@@ -957,7 +958,7 @@ def centre_of(frames):
     return torch.stack([weight.sum(0) @ places, weight.sum(1) @ places]) / weight.sum()
 
 # %%
-shift = centre_of(moved) - centre_of(stars)
+shift = centre_of(moved) - centre_of(squares)
 print(f"moved by {shift[0]:.1f} pixels to the right and {shift[1]:.1f} down")
 assert (shift - 7).abs().max() < 2
 
@@ -987,8 +988,8 @@ for name, spread in {"exp(logvar / 2)": torch.exp(logvar / 2), "exp(logvar)": to
 bare = vae.posterior(test)[0]                                # as the encoder makes them, not scaled
 ways = {"scaled, then scaled back": vae.decode(latents), "never scaled, but scaled back": vae.decode(bare),
         "scaled, but not scaled back": vae.decode(latents * vae.config.scaling_factor)}
-figures.strip([to_pictures(x) for x in ways.values()], titles=list(ways), frames=4,
-              alt="Four frames three times: right; grey with ghosts of the things; things in wrong hues, with edges.")
+figures.strip([to_pictures(x) for x in ways.values()], titles=list(ways), frames=3,
+              alt="Three frames three times: right; grey with ghosts of the things; things in wrong hues, with edges.")
 
 # %% [markdown]
 # Latents too small give grey ghosts, latents too large give harsh frames in wrong hues. With the original's factor one
