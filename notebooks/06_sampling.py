@@ -43,7 +43,7 @@ clip = pipe("a blue square grows", sampler="dpm++", num_inference_steps=12, seed
             on_step=lambda i, x0: guesses.append(x0))
 shown = (1, 3, 6, 12)
 figures.strip(decode(torch.cat([guesses[n - 1] for n in shown])), titles=[f"after step {n}" for n in shown],
-              alt="Four strips: a blur of colour first, then the outlines of an object, at the end a clear clip.")
+              alt="Four strips: blurred shapes in several colours first, then one object, at the end a clear clip.")
 
 # %% [markdown]
 # **You need** chapter 04: the noising process, and what a network that predicts the noise or the velocity knows. The
@@ -346,8 +346,8 @@ for spacing in ("linspace", "modelscope"):
 # ## 4 · Random steps: DDPM
 #
 # The first diffusion sampler was a random one (Ho et al. 2020). Chapter 04 measured its step: if we know $x_t$ and
-# also $x_0$, then $x_s$ is drawn from a bell curve, the *posterior*. Where does its formula come from? Two witnesses
-# say where $x_s$ is, and neither is exact:
+# also $x_0$, then $x_s$ is drawn from a bell curve, the *posterior*. Its formula came from two witnesses, who say where
+# $x_s$ is, neither of them exactly. Once more, in short:
 #
 # - The clip says: at $\alpha_s x_0$, give or take $\sigma_s$.
 # - $x_t$ says: I came from $x_s$ by $x_t = k\, x_s + \sqrt{b}\; z$, with $k = \alpha_t / \alpha_s$ kept and $b =
@@ -491,31 +491,46 @@ figures.plot({"where the guess is": guesses_along(fine, -0.9), "what eight steps
 #
 # ### The clock
 #
-# Write $\lambda = \log(\alpha/\sigma)$, so that $\alpha/\sigma = e^\lambda$. Divided by $\sigma_s$, the DDIM step is
-# $x_s/\sigma_s = e^{\lambda_s} \hat x_0 + \hat\varepsilon$; and its $\hat\varepsilon$ is $x_t/\sigma_t -
-# e^{\lambda_t} \hat x_0$. Together:
+# Let $r = \alpha / \sigma$ say how many times as much clip there is as noise. Divide $x_t = \alpha_t \hat x_0 +
+# \sigma_t \hat\varepsilon$ by $\sigma_t$, and it reads $x_t/\sigma_t = r_t\,\hat x_0 + \hat\varepsilon$. In a straight
+# step the guess and the noise stay as they are; only $r$ grows. So the step adds
 #
-# $$\frac{x_s}{\sigma_s} = \frac{x_t}{\sigma_t} + \left(e^{\lambda_s} - e^{\lambda_t}\right) \hat x_0
-#  \;=\; \frac{x_t}{\sigma_t} + \int_{\lambda_t}^{\lambda_s} e^{\lambda}\, \hat x_0 \; d\lambda$$
+# $$\frac{x_s}{\sigma_s} - \frac{x_t}{\sigma_t} = (r_s - r_t)\, \hat x_0$$
 #
-# The bracket is the integral of $e^\lambda$, and in it DDIM treats the guess as a constant. In the limit of small
-# steps this is exact: **sampling is an integral of the guesses over λ.** So λ is the solver's clock: about -2.7 at t
-# = 1000, 0 where there is as much noise as clip, and rising without end towards t = 0.
+# That is the area of a *rectangle*: as wide as $r$ has grown, and as high as the guess. A walk adds up one rectangle
+# for each step. The more steps, the narrower they get, and in the end they fill the area under the curve of the
+# guesses. **Sampling is an integral of the guesses.**
+
+# %%
+def ratio(t):
+    """How many times as much clip as noise there is at time t."""
+    return process.alpha(t) / process.sigma(t)
 
 # %% tags=["nbval-check-output"]
-clock = {t: torch.log(process.alpha(t) / process.sigma(t)).item() for t in (1000, 600, 350, 100, 10, 1, 0)}
-print(", ".join(f"t = {t}: {value:.2f}" for t, value in clock.items()))
 x, t, s = torch.tensor([0.8], dtype=torch.float64), 600, 500
 x0, _ = oracle(x, t)
-grown = x / process.sigma(t) + (process.alpha(s) / process.sigma(s) - process.alpha(t) / process.sigma(t)) * x0
+grown = x / process.sigma(t) + (ratio(s) - ratio(t)) * x0
 print("the same as the straight step:", torch.allclose(grown * process.sigma(s), straight(x, x0, t, s)))
+print(", ".join(f"t = {t}: r = {ratio(t):.2f}, log {ratio(t).log():.2f}" for t in (1000, 600, 350, 100, 1, 0)))
+
+# %% [markdown]
+# But look at $r$: it creeps at first and leaps at the end, where the guess hardly changes any more. A line through
+# guesses would be drawn over a badly stretched axis. Its logarithm goes more evenly, so we take $\lambda = \log r$
+# instead. With $r = e^\lambda$ and $dr = e^\lambda\, d\lambda$ the area is
+#
+# $$\frac{x_s}{\sigma_s} - \frac{x_t}{\sigma_t} = \int_{r_t}^{r_s} \hat x_0 \; dr
+#   = \int_{\lambda_t}^{\lambda_s} e^{\lambda}\, \hat x_0 \; d\lambda$$
+#
+# So λ is the solver's clock: about -2.7 at t = 1000, 0 where there is as much noise as clip, and rising without end
+# towards t = 0.
 
 # %% [markdown]
 # ### The line
 #
-# Over the last step, which had the length $h'$ on that clock, the guess changed by $\hat x_0 - \hat x_0'$. The coming
-# step has the length $h$. If the guess goes on like this, then half-way through the step, which is where a step should
-# look if it looks only once, it will be
+# A rectangle is a good one if it is as high as the curve is in the *middle* of the step: what it has too much on one
+# side is missing on the other. DDIM makes it as high as the curve was at the beginning. What will the guess be in the
+# middle? Over the last step, which had the length $h'$ on the clock λ, the guess changed by $\hat x_0 - \hat x_0'$.
+# The coming step has the length $h$. If the guess goes on like this, then half-way through the step it will be
 #
 # $$\hat x_0 + \frac{h/2}{h'}\,(\hat x_0 - \hat x_0')$$
 #
@@ -528,6 +543,42 @@ print("the same as the straight step:", torch.allclose(grown * process.sigma(s),
 
 # %%
 # from minit2v.samplers import dpm_solver_pp_step
+
+# %% [markdown]
+# The walker from above, in eight steps by either sampler. The black curve is where the guess is, on a very fine walk;
+# the area under it is the truth.
+
+# %%
+def aims(times, begin, ahead):
+    """How high one walker's rectangles are: its guesses (DDIM), or with `ahead` the line's height half-way (2M)."""
+    x, x0_last, t_last, heights = torch.tensor([begin], dtype=torch.float64), None, None, []
+    for t, s in zip(times[:-1], times[1:]):
+        x0, _ = oracle(x, t)
+        beyond = extrapolation(process, t_last, t, s) * (x0 - x0_last) if ahead and x0_last is not None else 0
+        heights.append(x0 + beyond)
+        x, x0_last, t_last = straight(x, x0 + beyond, t, s), x0, t
+    return torch.cat(heights)
+
+# %%
+curve, areas = guesses_along(fine, -0.9), {}
+figure = Figure(figsize=(8, 2.8), layout="constrained")
+for axes, (name, ahead) in zip(figure.subplots(1, 2, sharey=True), [("DDIM", False), ("DPM-Solver++(2M)", True)]):
+    heights, widths = aims(coarse, -0.9, ahead), ratio(coarse).diff()
+    areas[name] = (heights * widths).sum()
+    axes.bar(ratio(coarse)[:-1], heights, widths, align="edge", color=figures.PALETTE["sky"], edgecolor="white")
+    axes.plot(ratio(fine)[:-1], curve, color="black")
+    axes.set(title=name, xlabel="r = alpha / sigma")
+axes.figure.axes[0].set_ylabel("guess of the clean clip")
+figures.picture(figure, "Eight bars hang from zero to a falling black curve. DDIM's end short of it; the curve passes "
+                        "through the ends of those of DPM-Solver++.")
+
+# %% tags=["nbval-check-output"]
+truth = (curve * ratio(fine).diff()).sum()
+print(f"area under the curve {truth:.2f};", ", ".join(f"{name}: {area:.2f}" for name, area in areas.items()))
+assert abs(areas["DPM-Solver++(2M)"] - truth) < abs(areas["DDIM"] - truth) / 2
+
+# %% [markdown]
+# The whole sampler is a loop around this step:
 
 # %%
 # from minit2v.samplers import dpm_solver_pp
@@ -606,7 +657,7 @@ def ask_network(x, t):
 # %%
 x = dpm_solver_pp(ask_network, process, fresh_noise(), process.times(12, "linspace"))
 unguided = decode(x)
-figures.strip(unguided, titles=PROMPTS, alt="Four strips of moving shapes, some of them not quite what was asked for.")
+figures.strip(unguided, titles=PROMPTS, alt="Four strips of moving shapes, each below the prompt it was made from.")
 
 # %% [markdown]
 # These are clips, made by a sampler that you wrote down on a number line. Are they what was asked for? The referee of
@@ -743,7 +794,7 @@ scales = (1.0, 2.0, 4.0, 8.0, 16.0)
 swept = {g: make(g) for g in scales}
 guided = {g: decode(latents) for g, latents in swept.items()}
 grids = [figures.strip([guided[g][i] for g in scales], titles=[f"guidance {g:g}" for g in scales],
-                       frames=6, alt=f"{prompt}: five strips, guidance 1 to 16; the colours become harsher downwards.")
+                       frames=6, alt=f"{prompt}: five strips, guidance 1 to 16, ever harsher; the last may be broken.")
          for i, prompt in enumerate(PROMPTS)]
 widgets.slider(grids, labels=PROMPTS, name="prompt")
 
@@ -758,9 +809,9 @@ for g in scales:
 assert swept[16.0].square().mean() > swept[1.0].square().mean()
 
 # %% [markdown]
-# Twelve answers are too few to show a small gain; what they do show is that too much breaks the clip. The latents'
-# size tells more: real clips have about 1, guidance 1 stays below that, and large guidance overshoots, as on the
-# number line. What the best $g$ is depends on the network. The mini model's default is 4, the released model's 9.
+# Twelve answers are too few to show a small gain; what they can show is where too much begins to break the clip. The
+# latents' size tells more: real clips have about 1, guidance 1 stays below that, and large guidance overshoots, as on
+# the number line. What the best $g$ is depends on the network. The mini model's default is 4, the released model's 9.
 #
 # ### A prompt to go away from
 #
@@ -832,13 +883,13 @@ figures.plot({name: [apart(latents, end) for latents in runs[name]] for name in 
 # curves parted only later.
 #
 # The random sampler has no such end: its clip depends on the noise that it draws on the way, too. In twelve steps
-# that does not lead it far. From the same start noise, all make nearly the same clip, and DDPM's differs in small
-# things:
+# that need not lead it far. Here is the second clip of each, from the same start noise; look for what DDPM has made
+# otherwise:
 
 # %%
 figures.strip(decode(torch.stack([*(made[-1][1] for made in runs.values()), end[1]])),
               titles=[*(f"{name}, 12 steps" for name in runs), "DPM-Solver++(2M), 24 steps"],
-              alt="The strips of DPM-Solver++ and DDIM are alike; that of DDPM shows the same prompt, another clip.")
+              alt="Four strips of a blue square that grows; those of DPM-Solver++ and DDIM are nearly the same.")
 
 # %% [markdown]
 # ### The same seed, the same clip
@@ -958,9 +1009,10 @@ figures.strip(rows, titles=list(MISTAKES),
               alt="Six rows: four frames of a clip, then a channel of their latents; only the first row is clean.")
 
 # %% [markdown]
-# Each row shows four frames, and on the right one channel of their latents, where noise cannot hide. (The decoder
-# forgives a good deal of it.) (In the histograms even "all right" is too narrow: that is what fifteen steps lose, see
-# section 3, and no mistake.) How to tell the mistakes apart:
+# Each row shows four frames, and on the right one channel of their latents: the one that the autoencoder leaves empty
+# (chapter 02), so that whatever shows in it is noise. The decoder forgives a good deal of that. (In the histograms even
+# "all right" is too narrow: that is what fifteen steps lose, see section 3, and no mistake.) How to tell the mistakes
+# apart:
 #
 # - **alpha-bar of t - 1** (alpha-bar is $\alpha^2$). The times jump by 67, and x is mixed for a neighbour. So x stays
 #   almost as noisy as it was, while the network is told that the noise has gone. What comes out is noise. It happens
