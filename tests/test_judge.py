@@ -32,10 +32,10 @@ def test_it_is_small_and_made_of_half_precision_numbers():
 
 
 def test_it_names_what_is_in_clips_it_has_not_seen(real):
-    """It says 95 % and more of 500 clips; here are 48, so the bounds have room."""
+    """Of 500 clips it was 100, 69 and 94 %; here are 48, so the bounds have room. Chance is 12, 25 and 7 %."""
     scenes, clips = real
     found = judge.classify(clips)
-    for name, least in (("colour", 0.95), ("shape", 0.4), ("motion", 0.75)):
+    for name, least in (("colour", 0.95), ("shape", 0.5), ("motion", 0.75)):
         assert sum(one[name] == getattr(s.things[0], name) for one, s in zip(found, scenes)) / COUNT >= least, name
 
 
