@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from . import distributed
 from .autoencoder import Autoencoder
 from .captions import caption, caption_words
 from .config import ModelConfig, mini
@@ -240,7 +241,7 @@ def _clips(config: ModelConfig, out: Path, levels: tuple[int, ...], progress: bo
     autoencoder = Autoencoder(config.autoencoder)
     autoencoder.load_state_dict(load_file(out / "autoencoder.safetensors"))
     shards = {level: SHARDS[level] for level in levels}
-    with torch.autocast("cpu", autocast, enabled=autocast is not None):
+    with distributed.first_ahead(), torch.autocast("cpu", autocast, enabled=autocast is not None):
         encode_world(out / "clips", autoencoder, shards, progress=progress)
     return Clips(out / "clips", shards, lambda scene: 2 if any(thing.motion in HARD for thing in scene.things) else 1)
 
@@ -273,6 +274,8 @@ def _initialise(model: nn.Module, seed: int) -> None:
 
 def _write(out: Path, config: ModelConfig, **parts: dict[str, Tensor]) -> None:
     """Writes finished parts into the folder of the model, each file whole or not at all."""
+    if not distributed.first():
+        return
     out.mkdir(parents=True, exist_ok=True)
     for name, state in parts.items():
         tensors = {key: value.detach().contiguous() for key, value in state.items()}
@@ -296,6 +299,9 @@ def main_train(args) -> int:
                 raise FileNotFoundError(f"{out / part}.safetensors is missing, and stage {stage!r} starts from it. "
                                         f"First: minit2v train --stage {MADE_BY[part]} --out {out}")
         plan = PLANS[stage] if args.steps is None else replace(PLANS[stage], steps=args.steps)
+        if (parts := getattr(args, "accumulate", 1)) > 1:
+            plan = replace(plan, accumulate=parts, batch=max(1, plan.batch // parts))
         runs[stage](config, out, plan, autocast=torch.bfloat16 if args.dtype == "bfloat16" else None)
+        distributed.everyones(stage)                     # nobody reads what the first has not written yet
         print(f"{stage}: the weights are in {out}, the log and the checkpoint in {out / 'runs' / stage}")
     return 0

@@ -9,9 +9,11 @@ as one that was not, and loses only the steps since that checkpoint. And several
 by sharing out the micro-batches of each (see distributed.py).
 """
 
+import copy
 import json
 import math
 import random
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -25,6 +27,7 @@ from tqdm.auto import tqdm
 from . import distributed
 from .files import write_whole
 from .muon import Muon, split
+from .sharding import Pieces
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def generators(seed: int, step: int, micro: int = 0) -> tuple[torch.Generator, r
 def fit(model: nn.Module, objective: Callable, plan: Plan, folder: str | Path, seed: int = 0,
         learns: Callable[[str], bool] = lambda name: True, autocast: torch.dtype | None = None,
         on_save: Callable[[dict[str, Tensor], int], dict | None] | None = None,
-        progress: bool = True) -> dict[str, Tensor]:
+        progress: bool = True, shard: bool = False) -> dict[str, Tensor]:
     """Trains `model` for `plan.steps` steps and returns the averaged weights, {name: tensor}.
 
     objective(model, generator, rng) -> (loss, {name: number}): draws a micro-batch and its noise, and judges the
@@ -89,19 +92,23 @@ def fit(model: nn.Module, objective: Callable, plan: Plan, folder: str | Path, s
     on_save: called with the averaged weights and the step at each save; what it returns is logged.
     Where there are several processes (distributed.processes), all call `fit` alike and get the same weights back;
     the first one alone writes, calls `on_save` and shows progress.
+    shard: every process holds only a piece of each weight (see sharding.py). It is for the UNet; AdamW does all; the
+    checkpoints are folders. A copy of `model` is trained, and what is returned is whole, on the processor.
     Raises FloatingPointError when the loss is not a number; the last checkpoint stays. Raises ValueError if the
     micro-batches of a step cannot be shared out evenly among the processes.
     """
     folder, first_here, mine = Path(folder), distributed.first(), distributed.share_out(plan.accumulate)
     folder.mkdir(parents=True, exist_ok=True)
     device = next(model.parameters()).device
-    parameters = {name: p for name, p in model.named_parameters() if learns(name)}
+    model = copy.deepcopy(model) if shard else model
     for name, p in model.named_parameters():
-        p.requires_grad_(name in parameters)
+        p.requires_grad_(learns(name))
     distributed.same_start([*model.parameters(), *model.buffers()])
+    pieces = Pieces(model, learns, autocast) if shard else None
+    parameters = pieces.parameters if shard else {name: p for name, p in model.named_parameters() if learns(name)}
     ema = Ema(parameters, plan.ema)
-    optimizers = _optimizers(model, list(parameters.values()), plan, autocast or torch.float32)
-    begin, spent, recent = _resume(folder, parameters, ema, optimizers)
+    optimizers = _optimizers(model, list(parameters.values()), plan, autocast or torch.float32, whole=not shard)
+    begin, spent, recent = _resume(folder, parameters, ema, optimizers, pieces)
     started = time.monotonic() - spent
     bar = tqdm(range(begin, plan.steps), desc=folder.name, initial=begin, total=plan.steps,
                disable=not (progress and first_here))
@@ -120,8 +127,11 @@ def fit(model: nn.Module, objective: Callable, plan: Plan, folder: str | Path, s
             parts.append(found)
         loss = distributed.mean(torch.stack(losses).mean())
         _check_finite(loss, "loss", step, folder, plan)
-        distributed.average_gradients(list(parameters.values()))
-        norm = nn.utils.clip_grad_norm_(parameters.values(), plan.clip_grad)
+        if shard:
+            norm = pieces.clip_gradients(plan.clip_grad)
+        else:
+            distributed.average_gradients(list(parameters.values()))
+            norm = nn.utils.clip_grad_norm_(parameters.values(), plan.clip_grad)
         _check_finite(norm, "gradient's norm", step, folder, plan)
         for optimizer in optimizers:
             optimizer.step()
@@ -134,13 +144,15 @@ def fit(model: nn.Module, objective: Callable, plan: Plan, folder: str | Path, s
             recent = []
             _write_log(folder, line)
             bar.set_postfix(loss=f"{line['loss']:.4f}")
-        if (done % plan.save_every == 0 or done == plan.steps) and first_here:
-            found = on_save(ema.average, done) if on_save else None     # before the checkpoint: a kill repeats it
+        if done % plan.save_every == 0 or done == plan.steps:
+            average = pieces.whole(ema.average) if shard and on_save else ema.average
+            found = on_save(average, done) if on_save and first_here else None    # before saving: a kill repeats it
             if found:
                 _write_log(folder, {"step": done, **found})
-            _save(folder, parameters, ema, optimizers, done, time.monotonic() - started, recent)
-            plot_log(folder)
-    return ema.average
+            _save(folder, parameters, ema, optimizers, done, time.monotonic() - started, recent, pieces)
+            if first_here:
+                plot_log(folder)
+    return pieces.whole(ema.average) if shard else ema.average
 
 
 @contextmanager
@@ -165,9 +177,9 @@ def _write_log(folder: Path, line: dict) -> None:
             log.write(json.dumps(line) + "\n")
 
 
-def _optimizers(model: nn.Module, parameters: list[Tensor], plan: Plan, dtype: torch.dtype) -> list:
-    """Muon for the matrices and AdamW for the rest; either is left out if it would have nothing to do."""
-    matrices, rest = split(model, parameters)
+def _optimizers(model: nn.Module, parameters: list[Tensor], plan: Plan, dtype: torch.dtype, whole: bool) -> list:
+    """Muon for the matrices, if they are whole, and AdamW for the rest; neither, if it would have nothing to do."""
+    matrices, rest = split(model, parameters) if whole else ([], parameters)
     found = []
     if matrices:
         found.append(Muon(matrices, plan.lr, plan.weight_decay, dtype=dtype))
@@ -182,26 +194,48 @@ def _check_finite(value: Tensor, what: str, step: int, folder: Path, plan: Plan)
                                  f"whole. Resume with a smaller learning rate than {plan.lr}.")
 
 
-def _save(folder: Path, parameters: dict, ema: Ema, optimizers: list, step: int, seconds: float, recent: list) -> None:
-    state = {"parameters": {k: p.detach() for k, p in parameters.items()}, "average": ema.average,
-             "optimizers": [o.state_dict() for o in optimizers], "step": step, "seconds": seconds,
-             "recent": recent}                             # losses that no line of the log has counted yet
-    with write_whole(folder / "checkpoint.pt") as part:
-        torch.save(state, part)
+def _save(folder: Path, parameters: dict, ema: Ema, optimizers: list, step: int, seconds: float, recent: list,
+          pieces: Pieces | None) -> None:
+    """Writes the checkpoint, whole or not at all. A full disk is told in one message."""
+    run = {"step": step, "seconds": seconds, "recent": recent}       # recent: losses that no line of the log has yet
+    try:
+        if pieces:
+            pieces.save(folder, ema.average, optimizers[0], run)
+        elif distributed.first():
+            state = {"parameters": {k: p.detach() for k, p in parameters.items()}, "average": ema.average,
+                     "optimizers": [o.state_dict() for o in optimizers], **run}
+            with write_whole(folder / "checkpoint.pt") as part:
+                torch.save(state, part)
+    except (OSError, RuntimeError) as error:                         # torch's own writer raises RuntimeError
+        free = shutil.disk_usage(folder).free
+        raise OSError(f"the checkpoint of step {step} could not be written into {folder}, where {free / 1e9:.2f} GB "
+                      f"are free ({error}). What was there before is whole. Make room and run the same again; it goes "
+                      "on from there.") from error
 
 
-def _resume(folder: Path, parameters: dict, ema: Ema, optimizers: list) -> tuple[int, float, list[float]]:
+def _resume(folder: Path, parameters: dict, ema: Ema, optimizers: list,
+            pieces: Pieces | None) -> tuple[int, float, list[float]]:
     """Loads the checkpoint of `folder`, if any, and cuts the log back to it.
 
     Returns its step, the seconds spent, and the losses since the last line of the log.
     """
     path = folder / "checkpoint.pt"
     if distributed.first():
-        for left in folder.glob(".checkpoint.pt.*.part"):              # what a kill during saving has left behind
+        for left in folder.glob(".checkpoint.pt.*.part"):            # what a kill during saving has left behind
             left.unlink()
-    if not path.exists():
-        _cut_log(folder, 0)
-        return 0, 0.0, []
+    if path.exists() if pieces else any(folder.glob("checkpoint-*")):
+        raise ValueError(f"{folder} holds the checkpoint of a run {'without' if pieces else 'with'} shards. Go on "
+                         f"{'without' if pieces else 'with'} them, or choose another folder.")
+    if pieces:
+        state = pieces.resume(folder, ema.average, optimizers[0])
+    else:
+        state = _load(path, parameters, ema, optimizers) if path.exists() else None
+    state = state or {"step": 0, "seconds": 0.0}
+    _cut_log(folder, state["step"])
+    return state["step"], state["seconds"], state.get("recent", [])
+
+
+def _load(path: Path, parameters: dict, ema: Ema, optimizers: list) -> dict:
     state = torch.load(path, weights_only=True)
     if set(state["parameters"]) != set(parameters):
         raise ValueError(f"{path} was written by another model or stage: it holds {len(state['parameters'])} tensors, "
@@ -213,8 +247,7 @@ def _resume(folder: Path, parameters: dict, ema: Ema, optimizers: list) -> tuple
         average.copy_(state["average"][name])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
-    _cut_log(folder, state["step"])
-    return state["step"], state["seconds"], state.get("recent", [])
+    return state
 
 
 def _cut_log(folder: Path, step: int) -> None:
