@@ -779,7 +779,7 @@ dice = torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(3))
 order = torch.randperm(64, generator=torch.Generator().manual_seed(3))
 scrambled = latents.flatten(2)[..., order].unflatten(2, (8, 8))
 figures.strip([to_pictures(x) for x in (vae.decode(dice * vae.config.scaling_factor), vae.decode(scrambled))],
-              titles=["decoded dice", "real latents, cells in random order"], frames=3,
+              titles=["decoded dice", "real cells, shuffled"], frames=3,
               alt="A row of coloured blotches on torn grounds, from dice; a row of grounds with odd fragments.")
 
 # %% [markdown]

@@ -173,15 +173,16 @@ impulse, ones = torch.zeros(1, 1, 8, 12), FrameConv(1)
 impulse[0, 0, 3, 5] = 1
 nn.init.ones_(ones.weight)
 nn.init.zeros_(ones.bias)
-figures.heat([impulse[0, 0], ones(impulse)[0, 0]], titles=["a single 1", "after the convolution"],
+figures.heat([impulse[0, 0], ones(impulse)[0, 0]], titles=["a single 1", "after the convolution"], xlabel="pixel",
+             ylabel="frame",
              alt="Two tables, frames downwards, pixels to the right: one bright cell; three bright cells in a column.")
 
 # %% [markdown]
 # ## 2 · Four in a row
 #
 # One convolution sees three frames, the next one three frames of *those*, and so on: each adds one frame to either
-# side. How far a layer can see is its **receptive field**. We measure it by gradients: push on one frame of the output,
-# and note how much each frame of the input would have to do with it.
+# side. How far a layer can see is its **receptive field**. We measure it by gradients, as chapter 03 did with words:
+# pick one frame of the output, and ask how much it would change if one frame of the input changed a little.
 
 # %%
 def influence(layer, x):
@@ -201,7 +202,8 @@ torch.manual_seed(0)
 x = draw_noise((1, 8, 33, 4), Generator().manual_seed(2)).double()               # (B, C, F, P): 33 frames
 depths = [1, 2, 4, 8, 16]
 reach = {n: influence(nn.Sequential(*[FrameConv(8) for _ in range(n)]).double(), x) for n in depths}
-maps = [figures.heat(reach[n].sqrt(), titles=[f"{n} in a row"], limits=(0, 1), size=3.6,
+maps = [figures.heat(reach[n].sqrt(), titles=[f"{n} in a row"], limits=(0, 1), size=3.6, xlabel="input frame",
+                     ylabel="output frame",
                      alt=f"{n} convolutions, output frames downwards, input frames to the right: a diagonal band.")
         for n in depths]
 widgets.slider(maps, labels=[str(n) for n in depths], name="convolutions", start=2)
@@ -258,7 +260,8 @@ torch.manual_seed(0)
 four = awake(TemporalConv(32, groups=8, dropout=0.0)).eval()
 clips = draw_noise((1, 32, 16, 8, 8), Generator().manual_seed(4))
 convs = influence(lambda x: four(x) - x, clips)              # f alone, without the way around
-figures.heat([convs, convs.clamp(min=1e-6).log10()], titles=["influence", "power of ten"],
+figures.heat([convs, convs.clamp(min=1e-6).log10()], titles=["influence", "its power of ten"], xlabel="input frame",
+             ylabel="output frame",
              alt="Left, a diagonal band, nine frames wide; right, the same on a scale that also shows a faint rest.")
 
 # %% tags=["nbval-check-output"]
@@ -312,7 +315,7 @@ def along_time(x):
 
 bare = nn.Sequential(*[FrameConv(32) for _ in range(4)])
 figures.heat([influence(layer, clips.flatten(3)) for layer in (bare, along_time)], limits=(0, 1),
-             titles=["four convolutions", "one attention"],
+             titles=["four convolutions", "one attention"], xlabel="input frame", ylabel="output frame",
              alt="Left a diagonal band, dark beside it; right a square grey all over, with a brighter diagonal.")
 
 # %% [markdown]
@@ -448,9 +451,9 @@ assert same and kinds == {"__main__"}
 # %% [markdown]
 # ## 6 · Beginning as nothing
 #
-# The report calls its model an image model that learned to move. Making a video network out of an image network by
-# adding layers that see time is called **inflation**. But the new layers start with random weights, and there are many
-# of them. Would they not ruin the pictures that the old ones have learned to draw?
+# The report says of its model that it evolves from an image model, Stable Diffusion. Making a video network out of an
+# image network by adding layers that see time is called **inflation**. But the new layers start with random weights,
+# and there are many of them. Would they not ruin the pictures that the old ones have learned to draw?
 #
 # Not if they begin as nothing. Each is $x + f(x)$, and if the last layer of $f$ has weights and biases of zero, then
 # $f(x) = 0$, whatever stands before it. That is **zero initialisation**. Here is a fresh network of the shipped size.
@@ -664,7 +667,7 @@ for frames in (1, 5, 24):
 #
 # **The same block.** In ModelScope's file `unet_sd.py` each residual block holds a member called `temopral_conv`. It is
 # spelled like this in the released weights, so every program that loads them has to keep the typo somewhere.
-# (Ours keeps it in the table of names, chapter 10.) It is our `TemporalConv`: four times group norm, SiLU, dropout 0.1
+# (Ours keeps it in its rules for names, chapter 10.) It is our `TemporalConv`: four times group norm, SiLU, dropout 0.1
 # (not in the first) and a `Conv3d` of (3, 1, 1), the last of them zero at the start, its norms over the whole clip.
 #
 # **An input transformer.** Behind the first convolution stands a temporal transformer, with 8 heads of 64 on 320
@@ -799,12 +802,14 @@ rows = [film(unet, asked_for) for unet in suspects.values()]
 # %%
 figures.strip([row[0] for row in rows], scale=2, frames=6,
               titles=[f"{name}: {asked_for[0]}" for name in suspects],
-              alt="Five rows: the first shows a red circle that moves; the others are broken, each in its own way.")
+              alt="Five rows: in the first a red circle moves right, in the second is rubble; the other three are near "
+                  "to the first, lose the circle, or send it the other way.")
 
 # %%
 figures.strip([row[1] for row in rows], scale=2, frames=6,
               titles=[f"{name}: {asked_for[1]}" for name in suspects],
-              alt="Five rows: the first shows a blue shape that moves down; the others are broken, each in its way.")
+              alt="Five rows: in the first a blue star moves down, in the second is rubble; the other three are near "
+                  "to the first, or send the star another way.")
 
 # %% [markdown]
 # What would a test see? We take drawn scenes, noise them, and compare the error of the answers: once for one clip at
@@ -848,8 +853,8 @@ assert all(eight > right[1] for _, eight in costs.values())
 # Two rows deserve a second look. **Time backwards** draws fine pictures, and turns the motion round: the circle that
 # was sent to the right goes left, the star goes up. It is section 4 once more, as an experiment: which way is forward
 # stands in the convolutions and nowhere else. And the **norm for each frame** is the most treacherous of the four.
-# Its clips are nearly right, and on the eight clips its loss is the least raised of the four. What it loses is what
-# frames differ in as a whole, and one has to look for that on purpose, as the test above did.
+# Its clips are nearly right, and on the eight clips its loss is hardly raised. What it loses is what frames differ in
+# as a whole, and one has to look for that on purpose, as the test above did.
 #
 # The symptoms, in short:
 #
@@ -857,7 +862,7 @@ assert all(eight > right[1] for _, eight in costs.values())
 # |---|---|
 # | fine alone, mixed up in a batch or under guidance | the folds: `(b f)` in, `(b f)` out |
 # | frames do not agree on what they show | attention over the wrong axis, or time switched off |
-# | nearly nothing, but one frame made stronger changes no answer | norms that see single frames |
+# | nearly nothing; but make one frame stronger, and no answer changes | norms that see single frames |
 # | the object is there, the motion is not the one asked for | the order of the frames: flipped or lost |
 # | everything was fine before the temporal layers were added | the forgotten zero |
 
