@@ -85,6 +85,12 @@ def test_there_are_enough_and_they_are_announced(capsys):
     with capsys.disabled():
         print(f"\nexercises: {len(EXERCISES)} in {len(chapters)} chapters, {mistakes} named mistakes, "
               f"{sum(e.points for e in EXERCISES)} points")
+    assert chapters == set(range(1, 13)) and len(EXERCISES) >= 45 and mistakes >= 120
+    plan = (ROOT / "exercises" / "TEACHING.md").read_text(encoding="utf-8")
+    for what, count in (("exercises", len), ("minutes", lambda some: sum(e.minutes for e in some)),
+                        ("points", lambda some: sum(e.points for e in some))):
+        cells = [count([e for e in EXERCISES if e.chapter == number]) for number in sorted(chapters)]
+        assert f"| {what} | {' | '.join(map(str, [*cells, count(EXERCISES)]))} |" in plan
     for number in chapters:
         mine = [e for e in EXERCISES if e.chapter == number]
         assert 3 <= len(mine) <= 5
@@ -206,6 +212,20 @@ def test_the_packages_own_object_is_refused():
     assert "not yours" in judge(FUNCTION, state).message
     assert "not yours" in judge(MODULE, TemporalConv).message
     assert "not yours" in judge(MODULE, type("Mine", (TemporalConv,), {})).message
+
+
+def test_a_named_mistake_may_be_infinite_or_no_number_and_matches_nothing_else():
+    def reciprocal(x, times):
+        return times / (x - 1)                                                      # inf where x is 1
+
+    def root(x, times):
+        return (x - 2).sqrt() * times                                               # nan where x is below 2
+
+    wild = Exercise("01.wild", "wild", "build", "Wild", 5, double, (Mistake("inf", reciprocal, "You divide by zero."),
+                    Mistake("nan", root, "You take the root of something negative.")), ("Think.",), FUNCTION.cases)
+    assert judge(wild, lambda x, times: reciprocal(x, times)).mistake == "inf"
+    assert judge(wild, lambda x, times: root(x, times)).mistake == "nan"
+    assert judge(wild, lambda x, times: x + times).mistake is None
 
 
 # --- in the learner's hands ---

@@ -328,7 +328,8 @@ def _pipeline_oracle(prompt, noise, times, scale):
 
 
 def _pipeline(pipe, prompt, noise, times, scale, guided=lambda u, c, g: u + g * (c - u), seen=0, shift=True,
-              goal=1, fresh=True, colours=lambda x: x / 2 + 0.5, axes=lambda x: x.permute(1, 2, 3, 0), round=True):
+              goal=1, fresh=True, colours=lambda x: x / 2 + 0.5, axes=lambda x: x.permute(1, 2, 3, 0), round=True,
+              ends=True):
     context, uncond = (pipe.text_encoder(pipe.tokenizer([text])) for text in (prompt, ""))
     x = noise
     for pair in zip(times[:-1], times[1:]):
@@ -337,7 +338,8 @@ def _pipeline(pipe, prompt, noise, times, scale, guided=lambda u, c, g: u + g * 
         answer = guided(pipe.unet(x, count, uncond), pipe.unet(x, count, context), scale)
         x0, eps = pipe.process.split(answer, x, t)
         x = pipe.process.alpha(pair[goal]) * x0 + pipe.process.sigma(pair[goal]) * (eps if fresh else noise)
-    levels = colours(pipe.autoencoder.decode(x)[0]).clamp(0, 1) * 255
+    levels = colours(pipe.autoencoder.decode(x)[0])
+    levels = (levels.clamp(0, 1) if ends else levels) * 255
     return axes(levels.round() if round else levels).to(torch.uint8)
 
 
@@ -371,6 +373,10 @@ def _pipeline_dark(pipe, prompt, noise, times, scale):
 
 def _pipeline_mixed(pipe, prompt, noise, times, scale):
     return _pipeline(pipe, prompt, noise, times, scale, axes=lambda x: x.reshape(*x.shape[1:], 3))
+
+
+def _pipeline_endless(pipe, prompt, noise, times, scale):
+    return _pipeline(pipe, prompt, noise, times, scale, ends=False)
 
 
 def _pipeline_darker(pipe, prompt, noise, times, scale):
@@ -410,6 +416,8 @@ PIPELINE = Exercise(
                 "in -1 to 1, and a clip counts from 0 to 255."),
         Mistake("colours torn", _pipeline_mixed, "A reshape moves nothing in memory, so your pixels are made of three "
                 "neighbours of one colour. The axes have to change places: (3, F, H, W) to (F, H, W, 3)."),
+        Mistake("beyond white", _pipeline_endless, "What the decoder answers may lie a little outside of -1 to 1. With "
+                "you it comes out at the other end: whiter than white is black."),
         Mistake("cut off", _pipeline_darker, "Your colours are cut off at the point where they should be rounded: half "
                 "of them are one step too dark. (The original does just that; here they are rounded.)"),
     ),
