@@ -444,12 +444,18 @@ bars(room, ("weights", "working memory"), size=(7.5, 3.0), xlabel="GB on the car
 # As numbers, *computed, not measured on a card*, and beside the sizes in which cards are sold (one GB of a card goes to
 # its driver and to libraries):
 
-# %% tags=["nbval-check-output"]
+# %%
 for name, pieces in room.items():
     gb = sum(pieces.values())
     fits = next((f"{card} GB" for card in (8, 12, 16) if gb + 1 <= card), "more")
     print(f"{name:38}{gb:5.1f}   fits a card of {fits}")
-assert sum(room["float16"].values()) < 0.6 * sum(room["float32"].values())
+
+# %% tags=["nbval-check-output"]
+gb = {name: sum(pieces.values()) for name, pieces in room.items()}
+print("half precision takes half:", 0.4 < gb["float16"] / gb["float32"] < 0.6)
+print("decoding all at once costs a GB more:", 0.8 < gb["float16, all frames decoded at once"] - gb["float16"] < 1.4)
+print("block by block, a fifth is left:", gb["float16, blocks"] < gb["float16"] / 5)
+assert 0.4 < gb["float16"] / gb["float32"] < 0.6 and gb["float16, blocks"] < gb["float16"] / 5
 
 # %% [markdown]
 # Two things are to be seen. Decoding fewer than four frames at a time saves nothing more, for then it is the UNet that
@@ -789,13 +795,16 @@ content = torch.load(folder / "free_weights.bin", weights_only=False)
 # it. The package has one reader for pickles, torch's restricted one, which builds tensors and calls nothing. What asks
 # for more is refused:
 
-# %% tags=["nbval-check-output"]
+# %%
 try:
     read(folder / "free_weights.bin")
 except ValueError as error:
     told = str(error).replace(str(folder), "...").replace("\\", "/")
 print(told)
-assert "Nothing of it was run" in told
+
+# %% tags=["nbval-check-output"]
+print("refused:", "carries code" in told, " and not run:", "Nothing of it was run" in told)
+assert "carries code" in told and "Nothing of it was run" in told
 
 # %% [markdown]
 # The released files carry no such thing, but one of them stumbles over the same rule. `VQGAN_autoencoder.pth` is no
