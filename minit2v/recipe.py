@@ -40,7 +40,7 @@ PLANS = {
     "autoencoder": Plan(steps=6000, batch=16, lr=3e-3, ema=0.998),
     "text": Plan(steps=400, batch=192, lr=2e-3, weight_decay=0.05, ema=0.99, save_every=100),
     "image": Plan(steps=1100, batch=128, lr=3e-3, final_lr=0.3, ema=0.995),
-    "video": Plan(steps=6000, batch=16, lr=1.5e-3, ema=0.998),
+    "video": Plan(steps=9000, batch=16, lr=1.5e-3, ema=0.998),
 }
 NEEDS = {"autoencoder": (), "text": ("autoencoder",), "image": ("autoencoder", "text_encoder"),
          "video": ("autoencoder", "text_encoder", "unet")}
@@ -157,7 +157,7 @@ def train_video(config: ModelConfig, out: Path, plan: Plan, **options) -> None:
     whole ones more it was 50 %.
     """
     images = 4 * plan.batch
-    half = replace(plan, steps=max(1, plan.steps // 2), batch=2 * plan.batch, lr=2 * plan.lr, final_lr=0.3)
+    half = replace(plan, steps=max(1, plan.steps // 3), batch=2 * plan.batch, lr=2 * plan.lr, final_lr=0.3)
     _train_unet(config, out, half, "video/half", IMAGE_SHARE, images, every=2, **options)
     _train_unet(config, out, plan, "video", IMAGE_SHARE, images, **options)
 
