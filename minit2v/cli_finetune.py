@@ -86,7 +86,7 @@ def _report(args, report: dict) -> None:
               f"{args.out / 'before_after.png'}")
     for warning in report["warnings"]:
         print(f"NOTE: {warning}")
-    prompt = json.dumps(report.get("prompts", ["..."])[0], ensure_ascii=False)
+    prompt = json.dumps((report.get("prompts") or ["..."])[0], ensure_ascii=False)
     weights = f" --weights {args.weights}" if args.weights else ""
     result = f"{weights} --lora {args.out / 'lora.safetensors'}" if args.learns == "lora" else f" --weights {args.out}"
     print(f"try it: minit2v generate {prompt}{result}")
@@ -126,8 +126,8 @@ def add(verb, positive, seed, number, share) -> None:
     one.add_argument("--height", type=positive, metavar="H", help="in pixels (default: the model's)")
     one.add_argument("--width", type=positive, metavar="W", help="in pixels (default: the model's)")
     one.add_argument("--cache", type=Path, metavar="DIR", help="folder for encoded films (default: DIR/cache of --out)")
-    one.add_argument("--judge", type=positive, default=8, metavar="N",
-                     help="captions that are compared before and after (default: 8)")
+    one.add_argument("--judge", type=seed, default=8, metavar="N",
+                     help="captions that are compared before and after; 0 for none (default: 8)")
     one.add_argument("--save-every", type=positive, default=100, metavar="N", help="steps between checkpoints "
                      "(default: 100)")
     one.add_argument("--seed", type=seed, default=0, help="(default: 0)")
