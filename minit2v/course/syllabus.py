@@ -54,6 +54,8 @@ INTRODUCED = {
     "minit2v.checkpoints": 10, "minit2v.layouts": 10, "minit2v.tensorfiles": 10, "minit2v.configfiles": 10,
     "minit2v.convert": 10, "minit2v.inventory": 10, "minit2v.memory": 10, "minit2v.offload": 10,
     "minit2v.hub": 11, "minit2v.limits": 11, "minit2v.translate": 11, "minit2v.swap": 11,
+    "minit2v.lora": 12, "minit2v.finetune": 12, "minit2v.footage": 12, "minit2v.examples": 12,
+    "minit2v.beforeafter": 12, "minit2v.distributed": 12, "minit2v.sharding": 12, "minit2v.budget": 12,
 }
 
 
