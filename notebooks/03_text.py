@@ -535,7 +535,7 @@ print(tuple(tokens.shape), tuple(clips.shape), "the package's loss is mine:", to
 # similarities is what the loss sees. We keep the one from before training:
 
 # %%
-def similarity(scenes, language="en"):
+def cosines(scenes, language="en"):
     """Captions (rows) against clips (columns): (N, N)."""
     rng = random.Random(2)
     with torch.no_grad():
@@ -546,7 +546,7 @@ def similarity(scenes, language="en"):
 fresh = scenes_on_black(64, seed=2)
 sixteen = [scene for name in COLOURS for scene in [s for s in fresh if s.things[0].colour == name][:2]]
 labels = [" ".join((s.things[0].colour, s.things[0].shape, s.things[0].motion)) for s in sixteen]
-before = similarity(sixteen)
+before = cosines(sixteen)
 
 # %% [markdown]
 # Then we train. A batch is 64 clips, each with a caption in English or in Chinese, as the dice fall. The learning
@@ -581,7 +581,7 @@ figures.plot({"loss": losses, "guessing": [math.log(64)] * len(losses)}, xlabel=
              alt="The loss stays at the level of guessing for some steps and then falls far below it.")
 
 # %%
-figures.heat([before, similarity(sixteen)], titles=["before", "after"], rows=labels, limits=(-1, 1), size=4.2,
+figures.heat([before, cosines(sixteen)], titles=["before", "after"], rows=labels, limits=(-1, 1), size=4.2,
              xlabel="clip", ylabel="caption of",
              alt="Before: pale, without a pattern. After: a dark diagonal, two by two, and paler away from it.")
 
@@ -603,12 +603,12 @@ def found(similarities):
 
 
 for language in ("en", "zh"):
-    print(f"{language}: {found(similarity(fresh, language))} of 64 captions find their clip (guessing: 1)")
+    print(f"{language}: {found(cosines(fresh, language))} of 64 captions find their clip (guessing: 1)")
 unseen = scenes_on_black(64, seed=4, split="unseen")
-print(f"en: {found(similarity(unseen))} of 64, when each colour, shape and motion is a combination never trained on")
+print(f"en: {found(cosines(unseen))} of 64, when each colour, shape and motion is a combination never trained on")
 
 # %% tags=["nbval-check-output"]
-counts = {language: found(similarity(fresh, language)) for language in ("en", "zh")}
+counts = {language: found(cosines(fresh, language)) for language in ("en", "zh")}
 print("more than 16 of 64 find their clip:", {language: count > 16 for language, count in counts.items()})
 assert min(counts.values()) > 16
 
@@ -665,7 +665,7 @@ def groups_of_four(kind, seed, count=32):
 
 
 def share_right(kind, language):
-    scores = similarity(groups_of_four(kind, seed=3), language)                  # (128, 128)
+    scores = cosines(groups_of_four(kind, seed=3), language)                  # (128, 128)
     inside = torch.stack([scores[i:i + 4, i:i + 4] for i in range(0, len(scores), 4)])         # (32, 4, 4)
     return (inside.argmax(dim=2) == torch.arange(4)).float().mean().item()
 

@@ -494,7 +494,7 @@ def careless(fill):
     return unet
 
 
-def small(layer):
+def little(layer):
     (layer.conv4[-1] if hasattr(layer, "conv4") else layer.proj_out).reset_parameters()
 
 
@@ -505,7 +505,7 @@ def he(layer):
 
 # %%
 starts = {"the image network": TimeOff(newborn), "inflated, zero at the start": newborn,
-          "inflated, small random numbers": careless(small), "inflated, by He's rule": careless(he)}
+          "inflated, small random numbers": careless(little), "inflated, by He's rule": careless(he)}
 births = [film(unet, [PROMPT])[0] for unet in starts.values()]
 figures.strip(births, titles=list(starts), scale=2, frames=6,
               alt="Two equal rows of red shapes in changing places; a third, blemished; in the fourth only rubble.")
