@@ -276,7 +276,7 @@ def _compare(got: Any, right: Any, tolerance: float, what: str = "The result") -
     if isinstance(right, (tuple, list)):
         if not isinstance(got, (tuple, list)) or len(got) != len(right):
             return f"{what} should be {len(right)} things in a {type(right).__name__}; yours is {_kind(got)}."
-        parts = [(f"{what}, part {i + 1},", a, b) for i, (a, b) in enumerate(zip(got, right))]
+        parts = [(f"{what.rstrip(',')}, part {i + 1},", a, b) for i, (a, b) in enumerate(zip(got, right))]
     elif isinstance(right, dict):
         if not isinstance(got, dict) or list(got) != list(right):
             return f"{what} should be a dict of {', '.join(map(repr, right))}; yours is {_kind(got)}."
@@ -310,6 +310,8 @@ def _compare_tensors(got: Any, right: Tensor, tolerance: float, what: str) -> st
     near = ((a - b).abs() <= tolerance * size) | (a == b) | (a.isnan() & b.isnan())
     if near.all():
         return None
+    if right.ndim == 0:
+        return f"{what} is {a.item():.5g}, and that is not right."
     place = tuple(i.item() for i in (~near).nonzero()[0])
     nan = f", and {100 * (~a.isfinite()).double().mean().item():.0f} % are not even numbers" * (not a.isfinite().all())
     share = 100 * near.double().mean().item()

@@ -22,6 +22,8 @@ def _merge_cases(seed):
         ([tuple("moon"), tuple("bear")], [2, 2]),                                       # all are equally frequent
         ([tuple("aaaaa"), tuple("baa"), tuple("cbab")], [3, 1, 2]),                      # pairs that overlap
         ([("ca", "b", "ab"), ("a", "b", "c", "a", "b"), ("a", "ba")], [1, 4, 2]),        # text that looks like the pair
+        ([tuple("yzyz"), tuple("ab")], [2, 3]),                                          # y z, twice in a word
+        ([("b", "c"), ("ab", "a"), ("a", "bc")], [1, 1, 1]),                           # a before ab before b
         (words, [rng.randint(1, 9) for _ in words]),
     ]
 
@@ -36,10 +38,11 @@ def _merge_oracle(words, counts):
     return pair, [tuple(pattern.sub("".join(pair), " ".join(word)).split(" ")) for word in words]
 
 
-def _merge(words, counts, weighed=True, alphabet=True, join=None):
+def _merge(words, counts, weighed=True, alphabet=True, each=True, join=None):
     times = Counter()
     for word, count in zip(words, counts):
-        for pair in zip(word, word[1:]):
+        pairs = list(zip(word, word[1:]))
+        for pair in pairs if each else dict.fromkeys(pairs):
             times[pair] += count if weighed else 1
     best = min(times, key=lambda pair: (-times[pair], pair if alphabet else 0))
     return best, [(join or _join)(word, best) for word in words]
@@ -58,6 +61,10 @@ def _join(word, pair, most=math.inf, overlap=False):
 
 def _merge_unweighed(words, counts):
     return _merge(words, counts, weighed=False)
+
+
+def _merge_in_words(words, counts):
+    return _merge(words, counts, each=False)
 
 
 def _merge_first_come(words, counts):
@@ -83,6 +90,8 @@ MERGE = Exercise(
     mistakes=(
         Mistake("each word once", _merge_unweighed, "You count every word once. A pair counts as often as the words "
                 "that it stands in: what is frequent is to become one piece."),
+        Mistake("once in each word", _merge_in_words, "A pair that stands twice in a word counts twice; you count in "
+                "how many words it stands."),
         Mistake("first come", _merge_first_come, "Where two pairs are equally frequent, you take the one that was seen "
                 "first. The alphabet is to decide, so that the order of the words does not matter. (Chapter 03, "
                 "section 1.)"),
@@ -296,7 +305,8 @@ def _mask(x):
 
 
 def _call_penultimate(hand_in, x):
-    return hand_in(x, [_block(s) for s in (0.1, 0.4, -0.3, 0.2)], _norm, _mask(x))
+    blocks = [_block(s) for s in (0.1, 0.4, -0.3, 0.2)]
+    return {"context": hand_in(x, blocks, _norm, _mask(x)), "number of blocks afterwards": len(blocks)}
 
 
 def _penultimate_oracle(x):
@@ -304,7 +314,7 @@ def _penultimate_oracle(x):
         rows = [((strength * torch.einsum("nd,njd->nj", x[:, i], x[:, :i + 1])).softmax(-1)[:, :, None]
                  * x[:, :i + 1]).sum(1) for i in range(x.shape[1])]
         x = x + torch.tanh(torch.stack(rows, dim=1) + strength)
-    return F.layer_norm(x, x.shape[-1:], eps=1e-5)
+    return {"context": F.layer_norm(x, x.shape[-1:], eps=1e-5), "number of blocks afterwards": 4}
 
 
 def _context(x, blocks, norm, mask, each=False):
@@ -333,6 +343,11 @@ def _penultimate_each(x, blocks, norm, mask):
     return _context(x, blocks[:-1], norm, mask, each=True)
 
 
+def _penultimate_pop(x, blocks, norm, mask):
+    blocks.pop()
+    return _context(x, blocks, norm, mask)
+
+
 def _penultimate_open(x, blocks, norm, mask):
     return _context(x, blocks[:-1], norm, None)
 
@@ -354,6 +369,8 @@ PENULTIMATE = Exercise(
         Mistake("norm lost", _penultimate_raw, "The right block; but the norm at the end belongs to what the video "
                 "network was trained with, and it has got lost."),
         Mistake("norm each time", _penultimate_each, "The norm has got into the loop. It comes once, at the end."),
+        Mistake("a block lost", _penultimate_pop, "The right block; but the last one is gone from `blocks` for good, "
+                "and the next call loses another. Leave the list as it is."),
         Mistake("mask lost", _penultimate_open, "The right block; but the mask has got lost, and words look ahead."),
         Mistake("one vector", _penultimate_end, "That is the vector of one place. The video network reads those of "
                 "all places."),

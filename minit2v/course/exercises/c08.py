@@ -133,6 +133,10 @@ def _rate_absolute(step, steps, peak, warmup, final):
     return _rate(step, steps, peak, warmup, final, low=final)
 
 
+def _rate_arrived(step, steps, peak, warmup, final):
+    return _rate(step, steps - 1, peak, warmup, final)
+
+
 def _rate_zero(step, steps, peak, warmup, final):
     return _rate(step, steps, peak, warmup, final, low=0.0)
 
@@ -166,6 +170,8 @@ RATE = Exercise(
         Mistake("a whole wave", _rate_whole, "Your rate falls and rises again. Half a wave is enough."),
         Mistake("final taken as a rate", _rate_absolute, "You end at the rate `final`, which is larger than the peak. "
                 "It is a share of the peak."),
+        Mistake("a step too early", _rate_arrived, "Your rate reaches its end at the last step, steps - 1. It is to be "
+                "there one step later, at `steps`, when training is over."),
         Mistake("down to nothing", _rate_zero, "You end at 0, and `final` is never used."),
         Mistake("a straight line", _rate_straight, "You come down in a straight line. A cosine stays high at first and "
                 "lands softly."),
@@ -351,6 +357,10 @@ def _pipeline_turned(pipe, prompt, noise, times, scale):
     return _pipeline(pipe, prompt, noise, times, scale, guided=lambda u, c, g: c + g * (u - c))
 
 
+def _pipeline_more(pipe, prompt, noise, times, scale):
+    return _pipeline(pipe, prompt, noise, times, scale, guided=lambda u, c, g: c + g * (c - u))
+
+
 def _pipeline_early(pipe, prompt, noise, times, scale):
     return _pipeline(pipe, prompt, noise, times, scale, seen=1)
 
@@ -404,6 +414,8 @@ PIPELINE = Exercise(
                 "guidance 1. (Chapter 06, guidance.)"),
         Mistake("away from the prompt", _pipeline_turned, "Your guidance leads away from the prompt. At scale 0 the "
                 "prompt should not count, at scale 1 once."),
+        Mistake("one too much", _pipeline_more, "Your walk begins at the prompt's answer; so scale 4 acts like 5. At "
+                "scale 0 the prompt should not count, at scale 1 once."),
         Mistake("the time to come", _pipeline_early, "You tell the network the time that you are going to. It should "
                 "hear how noisy what it sees is *now*."),
         Mistake("counted from one", _pipeline_count, "The network counts its times from 0, we count from 1: it is "

@@ -43,8 +43,16 @@ def _frechet_single(a, b):
     return _frechet(a, b, crossed=lambda s, t: (_root(s) @ _root(t)).trace())
 
 
+def _frechet_half(a, b):
+    return _frechet(a, b, crossed=lambda s, t: _root(s @ t).trace())
+
+
 def _frechet_length(a, b):
     return _frechet(a, b, squared=False)
+
+
+def _frechet_unsquared(a, b):
+    return _frechet(a, b).sqrt()
 
 
 def _frechet_once(a, b):
@@ -89,6 +97,11 @@ FRECHET = Exercise(
         Mistake("root by root", _frechet_single, "You take the root of each covariance and multiply the roots. It is "
                 "the root of their *product* that is asked for; the two are the same only where both clouds have their "
                 "axes in common."),
+        Mistake("half of the product", _frechet_half, "You give the product of the covariances to `eigh`. That "
+                "believes its matrix to be symmetric and reads one half of it; but a product of symmetric matrices "
+                "need not be symmetric."),
+        Mistake("the root of it all", _frechet_unsquared, "You return the distance. Asked for is its square, as FID "
+                "and FVD have it."),
         Mistake("the way, not its square", _frechet_length, "The distance of the two means comes in as it is. It "
                 "should come in squared, as everything else here is a variance."),
         Mistake("once", _frechet_once, "A cloud has a distance from itself with you. How often do the roots have to be "
@@ -213,7 +226,7 @@ def _fooled_cases(seed):
     walk, turn = random_tensors(seed, (2, 6, 2), (1, 9, 2))
     line = torch.linspace(0, 1, 6, dtype=torch.float64)[:, None] * torch.tensor([0.6, -0.2], dtype=torch.float64)
     return [(torch.stack([*walk, line, line[[3, 0, 5, 1, 4, 2]], torch.full_like(line, 0.25)]),),
-            (torch.cat([turn, torch.zeros_like(turn)]),)]
+            (torch.cat([turn, torch.zeros_like(turn), 1e-3 * turn]),)]
 
 
 def _fooled_oracle(tracks):
@@ -242,6 +255,11 @@ def _fooled_nan(tracks):
 def _fooled_frozen(tracks):
     length, away = _way(tracks)
     return torch.where(length > 0, away / length, torch.ones_like(away))
+
+
+def _fooled_added(tracks):
+    length, away = _way(tracks)
+    return away / (length + 1e-6)
 
 
 def _fooled_all(tracks):
@@ -282,6 +300,9 @@ FOOLED = Exercise(
                 "nothing divided by nothing. One such clip, and the mean over a thousand is gone, too."),
         Mistake("full marks", _fooled_frozen, "Shuffled frames are found out now. But a frozen clip gets full marks, "
                 "and that is the very failure this measure is for."),
+        Mistake("a small number added", _fooled_added, "Nearly. The small number that you add to the way keeps 0 / 0 "
+                "away, but it takes something from everybody's mark, and from what moves slowly the most: straight on "
+                "is no longer 1."),
         Mistake("shuffles pass", _fooled_all, "A frozen clip gets 0 now. But everything else gets 1: with frames in "
                 "any order the mark is the same, so it does not measure motion."),
         Mistake("along the axes", _fooled_axes, "You measure the way along the axes, like a taxi, and the distance as "

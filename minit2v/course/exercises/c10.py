@@ -150,11 +150,19 @@ def _told(hand_in, stored, expected, name):
     return "nothing was told"
 
 
+def _taken(hand_in, stored, expected):
+    try:
+        return hand_in(stored, expected)
+    except ValueError:
+        return "refused"
+
+
 def _call_load(hand_in, weight, bias):
     stored = {"proj.weight": weight, "proj.bias": bias}
     expected = {"proj.bias": (4,), "proj.weight": (4, 3)}
     fits = hand_in(dict(stored), dict(expected))
     return {"what fits": {name: fits.get(name) for name in sorted(fits)} if isinstance(fits, dict) else fits,
+            "one axis more": _taken(hand_in, {"scale": bias}, {"scale": (1, 4, 1)}),
             "one missing": _told(hand_in, {"proj.weight": weight}, expected, "proj.bias"),
             "one too much": _told(hand_in, {**stored, "scale": bias}, expected, "scale"),
             "one too long": _told(hand_in, {**stored, "proj.bias": torch.cat([bias, bias])}, expected, "proj.bias"),
@@ -163,6 +171,7 @@ def _call_load(hand_in, weight, bias):
 
 def _load_oracle(weight, bias):
     return {"what fits": {"proj.bias": bias, "proj.weight": torch.einsum("oik->oi", weight)},
+            "one axis more": {"scale": bias[None, :, None]},
             **{what: "told" for what in ("one missing", "one too much", "one too long", "one turned")}}
 
 
@@ -180,7 +189,8 @@ def _load(stored, expected, missing=True, unknown=True, shapes="sizes", name=Tru
         sizes = tuple(tensor.shape) if shapes == "exact" else tuple(n for n in tensor.shape if n > 1)
         if shapes == "count" and tensor.numel() != torch.Size(shape).numel():
             fail(key)
-        if shapes in ("sizes", "exact") and sizes != tuple(shape):
+        wanted = tuple(n for n in shape if n > 1) if shapes == "sizes" else tuple(shape)
+        if shapes in ("sizes", "exact", "one way") and sizes != wanted:
             fail(key)
         found[key] = tensor.reshape(shape) if reshape else tensor
     for key in stored:
@@ -203,6 +213,10 @@ def _load_count(stored, expected):
 
 def _load_exact(stored, expected):
     return _load(stored, expected, shapes="exact")
+
+
+def _load_one_way(stored, expected):
+    return _load(stored, expected, shapes="one way")
 
 
 def _load_mute(stored, expected):
@@ -229,6 +243,8 @@ LOAD = Exercise(
                 "has as many, and would be read in the wrong order."),
         Mistake("too strict", _load_exact, "What fits is refused: a convolution over one place, (4, 3, 1), is the same "
                 "as a linear layer, (4, 3). Axes of length 1 should make no difference."),
+        Mistake("one way only", _load_one_way, "An axis of length 1 may be left out, with you, but not put in: where "
+                "the network expects one that the file has not, you refuse what fits."),
         Mistake("which one?", _load_mute, "You say that something does not fit, but not what. Among a thousand tensors "
                 "the name is all that helps."),
         Mistake("another error", _load_key, "You raise a KeyError. Whoever calls this waits for a ValueError, which "
@@ -325,18 +341,20 @@ CHUNKS = Exercise(
 
 def _half_cases(seed):
     large, small, usual = random_tensors(seed, (3, 64), (3, 64), (2, 32))
-    return [((1000 * large + 200).half(),), ((1e-4 * small).half(),), (usual.half(),)]
+    return [((1000 * large + 200).half(),), ((1e-4 * small).half(),), (usual.half(),), ((usual + 300).half(),)]
 
 
 def _call_half(hand_in, x):
     out = hand_in(x)
-    return {"values": out.double(), "type": str(out.dtype)} if isinstance(out, Tensor) else out
+    if not isinstance(out, Tensor):
+        return out
+    return {"values": out.double(), "type": str(out.dtype), "type, of float32": str(hand_in(x.float()).dtype)}
 
 
 def _half_oracle(x):
     rows = torch.stack([(row - row.sum() / len(row)) / (row - row.sum() / len(row)).norm() * len(row) ** 0.5
                         for row in x.double()])
-    return {"values": rows.half().double(), "type": "torch.float16"}
+    return {"values": rows.half().double(), "type": "torch.float16", "type, of float32": "torch.float32"}
 
 
 def _half(x, wide=torch.float32, eps=0.0, less=0):
@@ -355,6 +373,11 @@ def _half_late(x):
     centred = x - x.mean(dim=-1, keepdim=True)
     variance = (centred * centred).float().mean(dim=-1, keepdim=True)
     return (centred / variance.sqrt()).to(x.dtype)
+
+
+def _half_mean(x):
+    centred = (x - x.mean(dim=-1, keepdim=True)).float()
+    return (centred / (centred * centred).mean(dim=-1, keepdim=True).sqrt()).to(x.dtype)
 
 
 def _half_wide(x):
@@ -404,6 +427,9 @@ HALF = Exercise(
                 "infinities. How large is the *square* of 1000, and what is the largest number in float16?"),
         Mistake("too late", _half_late, "You widen the numbers after they have been squared. What is infinite in "
                 "float16 stays infinite in float32."),
+        Mistake("a coarse mean", _half_mean, "No square is too large any more. But the mean is still rounded to "
+                "float16, where the next number after 300 is 300.25: a row of numbers close together, far from 0, "
+                "comes out shifted."),
         Mistake("stays wide", _half_wide, "The values are right, but they stay in float32: from here on everything "
                 "would take twice the memory, or the next layer would refuse its input."),
         Mistake("range for precision", _half_bfloat, "bfloat16 reaches far enough, but it has only two or three "

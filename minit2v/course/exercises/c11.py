@@ -16,7 +16,8 @@ from minit2v.diffusion import Process
 def _guided_cases(seed):
     x, context, negative = random_tensors(seed, (2, 4, 3, 2, 2), (2, 5, 3), (1, 5, 3))
     more, texts = random_tensors(seed + 1, (3, 4, 1, 2, 3), (3, 5, 3))
-    return [(x, 700, context, negative, 4.0), (more, 31, texts, texts.flip(0), 9.0), (x, 500, context, None, 1.0)]
+    return [(x, 700, context, negative, 4.0), (more, 31, texts, texts.flip(0), 9.0), (x, 500, context, None, 1.0),
+            (x, 500, context, negative, 1.0), (x, 250, context, negative, 0.5)]
 
 
 class _Network:
@@ -52,7 +53,7 @@ def _guided_oracle(x, t, context, negative, scale):
         def ask(text):
             return network(x[b:b + 1], torch.tensor([t - 1]), text)
         answer = ask(context[b:b + 1])
-        if negative is not None:
+        if scale != 1:
             answer = torch.lerp(ask(negative[b:b + 1] if len(negative) > 1 else negative), answer, scale)
         answers.append(answer)
     eps = torch.cat(answers)
@@ -61,12 +62,12 @@ def _guided_oracle(x, t, context, negative, scale):
 
 
 def _guided(unet, process, context, uncond, guidance_scale, mix=lambda u, c, g: u + g * (c - u), halves=True,
-            shift=True, expand=True, always=False):
-    guided = guidance_scale != 1 or always
+            shift=True, expand=True, guided=lambda u, g: g != 1):
+    both = guided(uncond, guidance_scale)
 
     def denoise(x, t):
         times = process.network_times(t, x) if shift else torch.as_tensor(t).expand(len(x))
-        if not guided:
+        if not both:
             return process.split(unet(x, times, context), x, t)
         negative = context if uncond is None else uncond.expand_as(context) if expand else uncond
         if halves:
@@ -103,7 +104,15 @@ def _guided_lonely(unet, process, context, uncond, guidance_scale):
 
 
 def _guided_always(unet, process, context, uncond, guidance_scale):
-    return _guided(unet, process, context, uncond, guidance_scale, always=True)
+    return _guided(unet, process, context, uncond, guidance_scale, guided=lambda u, g: True)
+
+
+def _guided_given(unet, process, context, uncond, guidance_scale):
+    return _guided(unet, process, context, uncond, guidance_scale, guided=lambda u, g: u is not None)
+
+
+def _guided_above(unet, process, context, uncond, guidance_scale):
+    return _guided(unet, process, context, uncond, guidance_scale, guided=lambda u, g: g > 1)
 
 
 def _draw_guided():
@@ -136,6 +145,10 @@ GUIDED = Exercise(
                 "the batch: each clip needs a copy, or a view, of it."),
         Mistake("always twice", _guided_always, "At scale 1 the negative plays no part, and you ask for it "
                 "nevertheless: twice the time for the same clip."),
+        Mistake("whenever there is one", _guided_given, "Where a negative is given you ask for it, even at scale 1, "
+                "where it plays no part: twice the time for the same clip."),
+        Mistake("from one upwards", _guided_above, "Below scale 1 you do not guide. But at scale 0.5 the answer lies "
+                "half way between the two."),
     ),
     hints=(_draw_guided, "What you return is a function that is defined inside of yours. What does not change from "
            "step to step, the texts, can be laid together once, outside.",

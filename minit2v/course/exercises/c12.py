@@ -32,16 +32,18 @@ def _call_lora(module, x):
     out = fresh(here)
     if out.requires_grad:
         (out.square().sum() + out.sum()).backward()
+    ranks = [int(torch.linalg.matrix_rank(p.detach())) for p in (fresh.down, fresh.up)]
     slopes = [p.grad is not None and bool(p.grad.any()) for p in (fresh.down, fresh.up)]
     learns = sorted(name for name, p in fresh.named_parameters() if p.requires_grad)
     return {"with weights": module(x), "changing nothing at first": torch.allclose(out, linear(here)),
-            "able to learn": any(slopes), "what learns": ", ".join(learns)}
+            "able to learn": any(slopes), "what learns": ", ".join(learns), "rank of what can come of it": max(ranks)}
 
 
 def _lora_oracle(state, x):
     whole = state["linear.weight"] + _ALPHA / _RANK * torch.einsum("or,ri->oi", state["up"], state["down"])
     return {"with weights": torch.einsum("...i,oi->...o", x, whole) + state["linear.bias"],
-            "changing nothing at first": True, "able to learn": True, "what learns": "down, up"}
+            "changing nothing at first": True, "able to learn": True, "what learns": "down, up",
+            "rank of what can come of it": _RANK}
 
 
 class _LoRA(nn.Module):
@@ -85,6 +87,12 @@ class _LoRADead(_LoRA):
     start = "down up"
 
 
+class _LoRAAlike(_LoRA):
+    def __init__(self, linear: nn.Linear, rank: int, alpha: float):
+        super().__init__(linear, rank, alpha)
+        self.down = nn.Parameter(torch.ones(rank, linear.in_features))
+
+
 class _LoRAThawed(_LoRA):
     frozen = False
 
@@ -107,6 +115,8 @@ LORA = Exercise(
                 "the layer does, before it has learnt anything."),
         Mistake("nothing for ever", _LoRADead, "A new adapter changes nothing, and will never learn: both matrices are "
                 "zero, and the slope of each is multiplied by the other. One of the two is enough."),
+        Mistake("all alike", _LoRAAlike, "All rows of `down` begin alike, so they get the same slopes and stay alike: "
+                "whatever the rank, what is learnt has rank 1."),
         Mistake("the large one learns, too", _LoRAThawed, "The layer beside the adapter still learns. Then there is "
                 "nothing small about it, and what is saved of it is not what was trained."),
         Mistake("instead of beside", _LoRAAlone, "Only the adapter's part comes out. The layer itself should go on "
@@ -273,9 +283,11 @@ MERGE = Exercise(
 # 12.temporal
 
 _LAYERS = ("conv_in.weight", "time_embedding.0.weight", "transformer_in.proj_in.weight",
-           "transformer_in.block.attn1.to_q.weight", "down.0.blocks.0.res.time_proj.bias",
+           "transformer_in.block.attn1.to_q.weight", "transformer_in.block.attn2.to_k.weight",
+           "down.0.blocks.0.res.time_proj.bias",
            "down.0.blocks.0.temporal_conv.conv1.2.weight",
            "down.1.blocks.0.spatial_transformer.block.attn2.to_k.weight",
+           "down.1.blocks.0.temporal_transformer.block.attn2.to_v.weight",
            "down.1.blocks.0.temporal_transformer.block.ff.out.bias", "mid.1.temporal_conv.conv4.0.bias",
            "up.0.blocks.1.spatial_transformer.norm.weight", "up.0.resample.conv.weight", "norm_out.bias")
 
