@@ -42,7 +42,7 @@ guesses = []
 clip = pipe("a blue square grows", sampler="dpm++", num_inference_steps=12, seed=1, progress=False,
             on_step=lambda i, x0: guesses.append(x0))
 shown = (1, 3, 6, 12)
-figures.strip(decode(torch.cat([guesses[n - 1] for n in shown])), titles=[f"after step {n}" for n in shown],
+figures.strip(decode(torch.cat([guesses[n - 1] for n in shown])), frames=6, titles=[f"after step {n}" for n in shown],
               alt="Four strips: blurred shapes in several colours first, then one object, at the end a clear clip.")
 
 # %% [markdown]
@@ -1044,7 +1044,7 @@ print(f"mean with guidance 4 towards left: {ends['guidance 4'].mean():.1f}, with
 swapped = guided_denoiser(pipe.unet, process, uncond.expand_as(context), context, 4.0)
 right = guided[4.0]
 wrong = decode(dpm_solver_pp(swapped, process, fresh_noise(), process.times(12, "linspace")))
-figures.strip([right[0], wrong[0], right[1], wrong[1]], frames=6,
+figures.strip([right[0], wrong[0], right[1], wrong[1]], frames=4,
               titles=[PROMPTS[0], "the same, swapped", PROMPTS[1], "the same, swapped"],
               alt="Two clips as asked for, and below each a clip that shows something else.")
 
