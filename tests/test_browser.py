@@ -160,6 +160,7 @@ def press(browser, panel) -> None:
 def test_the_chapters_with_widgets_are_found():
     assert "slider" in CHAPTERS["00_first_clip"]
     assert "06_sampling" not in USED or "panel" in CHAPTERS["06_sampling"]
+    assert "slider" in CHAPTERS["09_measuring"]
 
 
 @pytest.mark.parametrize("name, kinds", CHAPTERS.items(), ids=CHAPTERS)
