@@ -228,6 +228,17 @@ def test_a_named_mistake_may_be_infinite_or_no_number_and_matches_nothing_else()
     assert judge(wild, lambda x, times: x + times).mistake is None
 
 
+def test_a_hand_in_takes_along_what_it_needs_and_nothing_else(tmp_path):
+    """A cell that loads a model into a name that is only an argument of the function is not run."""
+    path = tmp_path / "hand_in.ipynb"
+    sources = ["model = 1 / 0\nx = 1 / 0", "import math as m\nscale = 2", "def half(v):\n    return v / scale",
+               "def step(model, v: m):\n    x = [half(v) for v in model]\n    return lambda: (x, m.pi, scale)"]
+    path.write_text(json.dumps({"cells": [{"cell_type": "code", "source": [source]} for source in sources]}),
+                    encoding="utf-8")
+    x, pi, scale = take([path], "step")([4, 6], None)()
+    assert (x, scale) == ([2.0, 3.0], 2) and 3.14 < pi < 3.15
+
+
 # --- in the learner's hands ---
 
 def test_check_hint_solution_progress(monkeypatch):

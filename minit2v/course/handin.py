@@ -8,6 +8,7 @@ cell that does not parse, or takes an hour, harms only what needs it. The notebo
 import ast
 import json
 import linecache
+import symtable
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,20 @@ def _needed(statements: list[ast.stmt], target: str) -> list[ast.stmt] | None:
         place = defines.get(todo.pop())
         if place is not None and place not in chosen:
             chosen.add(place)
-            todo += [node.id for node in ast.walk(statements[place]) if isinstance(node, ast.Name)]
+            todo += _used(statements[place])
     return [statements[place] for place in sorted(chosen)]
+
+
+def _used(statement: ast.stmt) -> set[str]:
+    """The names that a statement takes from outside; arguments and variables of its functions are not among them."""
+    top = symtable.symtable(ast.unparse(statement), "<hand-in>", "exec")
+    tables, found = [top], set()
+    while tables:
+        table = tables.pop()
+        tables += table.get_children()
+        found |= {symbol.get_name() for symbol in table.get_symbols()
+                  if symbol.is_referenced() and (table is top or symbol.is_global())}
+    return found
 
 
 def _defined(statement: ast.stmt) -> list[str]:
