@@ -102,7 +102,8 @@ figures.strip([real[4], ceiling[4], made[4], shuffled(real)[4]], scale=2, frames
 lots = {"chance": chance(), "shuffled": accuracy(shuffled(real), scenes), "the model": accuracy(made, scenes[:32]),
         "through the autoencoder": accuracy(ceiling, scenes[:32]), "real": accuracy(real, scenes)}
 table = torch.tensor([[100 * row[what] for what in ATTRIBUTES] for row in lots.values()])
-figures.heat(table, values=True, digits=0, rows=list(lots), columns=list(ATTRIBUTES), limits=(0, 100), size=4.2,
+names = [name.removeprefix("through the ") for name in lots]
+figures.heat(table, values=True, digits=0, rows=names, columns=list(ATTRIBUTES), limits=(0, 100), size=4.2,
              alt="Per cent right in five rows, from chance, near 0, over the model's to real clips, near 100.")
 
 # %% tags=["nbval-check-output"]
