@@ -182,9 +182,10 @@ check("08.mix", answer_mix)
 # ## The model runs on your code
 #
 # No points, but the best moment. Of the same noise, your function and the package's `pipe(...)` must make the same
-# clip. Here the function itself is asked for, without brackets.
+# clip.
 
 # %%
+# yours = your function itself, without brackets
 ### BEGIN SOLUTION
 yours = text_to_video
 ### END SOLUTION

@@ -53,7 +53,7 @@ check("09.frechet", frechet)
 #
 # `right` says of each clip whether it was right (1) or not (0), or how right. Each row of `draws` is a draw of N clips
 # out of these N, with replacement: their numbers. What share would each draw have reported? Return the interval from
-# the 2.5 % to the 97.5 % quantile of these.
+# the 2.5 % to the 97.5 % quantile of these, as `torch.quantile` gives it (which wants its numbers in one type).
 
 # %%
 def bootstrap(right: Tensor, draws: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ def bootstrap(right: Tensor, draws: Tensor) -> Tensor:
     ### END SOLUTION
 
 
-right = (torch.arange(100) < 60).float()                                 # 60 of 100
+right = (torch.arange(100) < 60).double()                                # 60 of 100
 draws = torch.randint(100, (1000, 100), generator=torch.Generator().manual_seed(0))
 bootstrap(right, draws).tolist()                                         # about 0.5 and 0.7
 
@@ -117,7 +117,8 @@ check("09.fooled", directness)
 #
 # Clips of two objects in a world with so many `colours`, `shapes` and `motions` as `task` says. The two objects never
 # have the same colour, and the referee finds out by colour which one is meant: the order in which a guesser names them
-# does not matter. How often does a guess get everything right, both colours, both shapes and both motions?
+# does not matter. How often does a guess get everything right, both colours, both shapes and both motions? Give it as a
+# number from 0 to 1.
 
 # %%
 task("09.chance")

@@ -206,6 +206,7 @@ check("10.count", answer_count)
 # %%
 from minit2v.checkpoints import unet_names
 
+# mine = your function itself, without brackets
 ### BEGIN SOLUTION
 mine = diffusers_name
 ### END SOLUTION

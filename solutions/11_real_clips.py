@@ -176,7 +176,9 @@ check("11.room", answer_room)
 # the classes and functions that you have written: the residual block of 05, the layers of time of 07, the decoder's
 # parts of 02, the sampler of 06; from here the attention and the guidance. `take` reads a definition out of a notebook,
 # without running the rest. All of it goes into the trained model at once, with its weights, and the shipped clip must
-# come out. (What you have not solved yet, leave out of the dicts.)
+# come out. Fill three dicts, each of our names and what stands in for it, as you handed them to `pipe.swap` in those
+# chapters: `network` for the UNet, `pictures` for the autoencoder, `walk` for functions, the sampler and the guidance.
+# (What you have not solved yet, leave out of the dicts.)
 
 # %%
 def from_chapter(number: str, name: str):
@@ -186,6 +188,7 @@ def from_chapter(number: str, name: str):
     return found
 
 
+# network = {"ResBlock": from_chapter("05", "ResBlock"), ..}, pictures = {..}, walk = {..}
 ### BEGIN SOLUTION
 network = {"ResBlock": from_chapter("05", "ResBlock"), "TemporalConv": from_chapter("07", "TemporalConv"),
            "TemporalTransformer": from_chapter("07", "TemporalTransformer"), "Attention": Attention}

@@ -17,9 +17,10 @@ from minit2v.course import check, figures, hint, progress, solution, task
 # *Build · medium · 20 minutes · 3 points.* Why it matters: this is how people fine-tune the 1.7 billion on one small
 # GPU, and send each other the result by mail.
 #
-# Beside a linear layer, which stays as it is and does not learn, stands a detour: x goes through `down`, (rank, in),
-# and `up`, (out, rank), and what comes out counts alpha / rank times. A new adapter changes nothing at all, and it can
-# learn nevertheless. Keep the layer as `linear`.
+# Beside a linear layer, which stays as it is and does not learn, stands a detour: x goes through two matrices, `down`,
+# (rank, in), and `up`, (out, rank), and what comes out counts alpha / rank times. A new adapter changes nothing at all,
+# and it can learn nevertheless, up to the full rank. Keep the layer as `linear`; `down` and `up` are parameters
+# themselves (`nn.Parameter`), not layers.
 
 # %%
 class LoRA(nn.Module):
@@ -166,6 +167,7 @@ check("12.forgotten", answer_forgotten)
 # beside the layers and with merged ones the clip must be the same; without any it is another.
 
 # %%
+# adapter_class, merge = your class and your function, without brackets
 ### BEGIN SOLUTION
 adapter_class, merge = LoRA, merged
 ### END SOLUTION

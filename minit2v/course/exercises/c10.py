@@ -380,6 +380,11 @@ def _half_mean(x):
     return (centred / (centred * centred).mean(dim=-1, keepdim=True).sqrt()).to(x.dtype)
 
 
+def _half_narrow(x):
+    centred = x.float() - x.float().mean(dim=-1, keepdim=True)
+    return (centred / (centred * centred).mean(dim=-1, keepdim=True).to(x.dtype).sqrt()).to(x.dtype)
+
+
 def _half_wide(x):
     return _half(x.float())
 
@@ -434,6 +439,8 @@ HALF = Exercise(
                 "would take twice the memory, or the next layer would refuse its input."),
         Mistake("range for precision", _half_bfloat, "bfloat16 reaches far enough, but it has only two or three "
                 "digits, and you have paid for the range with these."),
+        Mistake("narrowed too soon", _half_narrow, "The variance is right, and then it goes back to float16: of rows "
+                "of large numbers it is infinite there, of small ones nothing. Take the root first, or stay wide."),
         Mistake("capped", _half_capped, "You cut off what is too large. Then there is no infinity, and the spread is "
                 "still wrong; and what is too small is still lost."),
         Mistake("a small number added", _half_eps, "The small number that you add against dividing by zero is larger "
