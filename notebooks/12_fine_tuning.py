@@ -195,8 +195,9 @@ assert 0.02 < learn / everything < 0.03
 
 # %% tags=["nbval-check-output"]
 again = film(pipe, ["a yellow square zigzags to the right"])[0]
-print("with fresh adapters, the clip is the same:", torch.equal(again, first[0]))
-assert (again.int() - first[0].int()).abs().max() <= 1       # in company it may be rounded otherwise
+off = (again.int() - first[0].int()).abs().max()             # in company it may be rounded otherwise
+print("with fresh adapters, the clip is the same:", bool(off <= 1))
+assert off <= 1
 
 # %% [markdown]
 # ## 4 · A minute of training
@@ -303,7 +304,8 @@ figures.plot({"zigzags that zigzag": [new for new, _ in dial.values()],
 # %% tags=["nbval-check-output"]
 print("zigzags rise with the strength:", dial[1.0][0] > dial[0.0][0])
 turn(pipe, 0.0)
-print("the old model is back at strength 0:", torch.equal(film(pipe, asked[:1])[0], film(minit2v.load(), asked[:1])[0]))
+off = (film(pipe, asked[:1])[0].int() - film(minit2v.load(), asked[:1])[0].int()).abs().max()
+print("the old model is back at strength 0:", bool(off <= 1))
 assert dial[1.0][0] > dial[0.0][0]
 
 # %% [markdown]
