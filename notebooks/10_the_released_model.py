@@ -644,14 +644,16 @@ for layout in ("diffusers", "modelscope"):
 noise = draw_noise((1, 4, 8, 8, 8), Generator().manual_seed(1))                      # (B, 4, F, h, w)
 how = {"latents": noise, "num_inference_steps": 4, "sampler": "dpm++", "progress": False}
 clips = [minit2v.load(folder / layout)("a panda eats bamboo", **how) for layout in ("ours", "diffusers", "modelscope")]
-print("the same clip from all three:", all(torch.equal(clip, clips[0]) for clip in clips))
-assert all(torch.equal(clip, clips[0]) for clip in clips)
+off = max((clip.int() - clips[0].int()).abs().max().item() for clip in clips)        # of 255
+print("the same clip from all three:", off <= 1)
+assert off <= 1
 
 # %%
 figures.strip(clips[0], scale=2, alt="Eight frames of coloured noise: what a model with random numbers draws.")
 
 # %% [markdown]
-# Noise, as promised, and the same noise three times.
+# Noise, as promised, and the same noise three times. (Where a weight lies in memory decides in which order a processor
+# adds, so a last digit may be rounded otherwise; hence the 1.)
 
 # %% [markdown]
 # ## 6 · Loading without a second copy
