@@ -194,10 +194,12 @@ print(f"{len(adapters)} adapters, {learn:,} of {everything:,} parameters learn, 
 assert 0.02 < learn / everything < 0.03
 
 # %% tags=["nbval-check-output"]
-again = film(pipe, ["a yellow square zigzags to the right"])[0]
-off = (again.int() - first[0].int()).abs().max()             # in company it may be rounded otherwise
-print("with fresh adapters, the clip is the same:", bool(off <= 1))
-assert off <= 1
+x, half = draw_noise((1, 4, 16, 8, 8), Generator().manual_seed(1)), torch.tensor([500])
+context = pipe.encode_text([asked[0]])
+with torch.no_grad():
+    same = torch.allclose(pipe.unet(x, half, context), minit2v.load().unet(x, half, context), atol=1e-4)
+print("with fresh adapters, the network answers the same:", same)
+assert same
 
 # %% [markdown]
 # ## 4 · A minute of training
@@ -304,8 +306,9 @@ figures.plot({"zigzags that zigzag": [new for new, _ in dial.values()],
 # %% tags=["nbval-check-output"]
 print("zigzags rise with the strength:", dial[1.0][0] > dial[0.0][0])
 turn(pipe, 0.0)
-off = (film(pipe, asked[:1])[0].int() - film(minit2v.load(), asked[:1])[0].int()).abs().max()
-print("the old model is back at strength 0:", bool(off <= 1))
+with torch.no_grad():
+    same = torch.allclose(pipe.unet(x, half, context), minit2v.load().unet(x, half, context), atol=1e-4)
+print("the old model is back at strength 0:", same)
 assert dial[1.0][0] > dial[0.0][0]
 
 # %% [markdown]
@@ -342,16 +345,16 @@ for name, (new, kept) in rows.items():
 # either side. What is certain is what did *not* change, because it cannot have:
 
 # %% tags=["nbval-check-output"]
-fresh, x = minit2v.load().unet, draw_noise((1, 4, 16, 8, 8), Generator().manual_seed(1))
-context, half = pipe.encode_text([asked[0]]), torch.tensor([500])
+fresh = minit2v.load().unet
 with torch.no_grad():
-    still = torch.equal(second.unet(x, half, context, temporal=False), fresh(x, half, context, temporal=False))
-    moving = torch.equal(second.unet(x, half, context), fresh(x, half, context))
+    pictures = [unet(x, half, context, temporal=False) for unet in (second.unet, fresh)]
+    still = torch.allclose(*pictures, atol=1e-5)
+    moving = torch.allclose(second.unet(x, half, context), fresh(x, half, context), atol=1e-2)
 print("without its layers of time, the old network:", still, "| with them:", moving)
 assert still and not moving
 
 # %% [markdown]
-# As a picture model it is what it was, bit for bit. (With LoRA on all attention it is not.) The price: these layers are
+# As a picture model it is what it was. (With LoRA on all attention it is not.) The price: these layers are
 # a good part of the network, and the file that holds the result is as large as the model.
 
 # %% [markdown]
