@@ -491,8 +491,8 @@ with tempfile.TemporaryDirectory() as folder:
     saved = torch.load(f"{folder}/killed/checkpoint.pt", weights_only=True)
     print("in the checkpoint of step", saved["step"], "are:", ", ".join(sorted(saved)))
     resumed = short_run(f"{folder}/killed")
-same = all(torch.allclose(whole[name], resumed[name], atol=1e-6) for name in whole)
-print("the resumed run made the same weights, to 0.000001:", same)
+same = all(torch.equal(whole[name], resumed[name]) for name in whole)
+print("the resumed run made the same weights, bit for bit:", same)
 assert same and saved["step"] == 2
 
 # %% [markdown]
@@ -548,7 +548,7 @@ how = dict(sampler="dpm++", num_inference_steps=8, seed=5, progress=False)
 with tempfile.TemporaryDirectory() as folder:
     print(sorted(path.name for path in ours.save(folder).iterdir()))
     again = minit2v.load(folder)
-    same = bool((again(QUIZ[6], **how).int() - ours(QUIZ[6], **how).int()).abs().max() <= 1)     # of 255
+    same = torch.equal(again(QUIZ[6], **how), ours(QUIZ[6], **how))
 print("the loaded model makes the same clip:", same, tuple(ours(QUIZ[6], **how).shape))
 assert same
 
@@ -565,7 +565,7 @@ assert same
 #
 # (Writing it down in code is the fourth exercise.) One thing more to try. In its short life as a video model the
 # student has read English only. But its text tower and its image half know Chinese. Here is "a big red circle moves
-# down" in Chinese, and in English:
+# down" in Chinese, and in English. (Where colours drift on the way: a hundred steps are few.)
 
 # %%
 chinese = ours("一个红色的大圆向下移动", **how)
@@ -646,7 +646,7 @@ assert costs["sorted as text"] > 1.2 * costs["in order"] and costs["backwards"] 
 
 # %%
 class Frozen(Corner):
-    """The same world, but every other clip is a picture, shown as long as a clip."""
+    """The same world, but most clips are pictures, shown as long as a clip."""
 
     def __init__(self):
         self.captions, self.latents = world.captions, world.latents
@@ -655,7 +655,7 @@ class Frozen(Corner):
         latents, texts = super().batch(rng, size, drop)
         frame = rng.randrange(FRAMES)
         frozen = latents[:, :, frame:frame + 1].expand_as(latents)               # (B, 4, F, h, w), all frames alike
-        return (frozen if rng.random() < 0.5 else latents), texts
+        return (frozen if rng.random() < 0.8 else latents), texts
 
 # %%
 stiff = go_on(Plan(steps=28, batch=BATCH, lr=4e-3, warmup=5, ema=0.9), learns=sees_time, weights=trained,
@@ -682,9 +682,10 @@ print("the student's clips travel clearly further:", far["the student"] > 1.2 * 
 assert far["the student"] > 1.2 * far["pictures as clips"]
 
 # %% [markdown]
-# The sentences said "moves", and half of what was shown stood still. So the network has learned that to stand still is
-# a way of moving. This is why in `unet_objective` pictures go past the temporal layers: **what has no time must not
-# teach time**. In data from the web the same thing happens unseen, for many a "video" there is a picture with music.
+# The sentences said "moves", and four in five of what was shown stood still. So the network has learned that to stand
+# still is a way of moving. This is why in `unet_objective` pictures go past the temporal layers: **what has no time
+# must not teach time**. In data from the web the same thing happens unseen, for many a "video" there is a picture with
+# music.
 #
 # ### A fresh optimizer, at full speed
 #
