@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from minit2v.config import AutoencoderConfig
 from minit2v.upsample import doubled_conv
+from minit2v.winograd import Conv3x3
 
 EPS = 1e-6                                                # of every GroupNorm in this network
 
@@ -57,9 +58,9 @@ class ResBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, groups: int):
         super().__init__()
         self.norm1 = GroupNorm(groups, in_channels, eps=EPS)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = Conv3x3(in_channels, out_channels)
         self.norm2 = GroupNorm(groups, out_channels, eps=EPS)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = Conv3x3(out_channels, out_channels)
         self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from torch.utils.checkpoint import checkpoint
 from .attention import TransformerBlock
 from .config import UNetConfig
 from .upsample import doubled_conv
+from .winograd import Conv3x3
 
 Text = tuple[Tensor, Tensor]                             # keys and values of a prompt, (B, heads, L, d) each
 
@@ -90,11 +91,11 @@ class ResBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, emb_channels: int, groups: int, dropout: float):
         super().__init__()
         self.norm1 = GroupNorm(groups, in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = Conv3x3(in_channels, out_channels)
         self.time_proj = nn.Linear(emb_channels, out_channels)
         self.norm2 = GroupNorm(groups, out_channels)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.conv2 = zero_init(Conv3x3(out_channels, out_channels))
         self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:

@@ -182,13 +182,16 @@ print("as PyTorch's:", torch.allclose(group_norm_by_hand(x, 4), theirs, atol=1e-
 
 # %%
 from minit2v.autoencoder import EPS, GroupNorm, silu
+from minit2v.winograd import Conv3x3
 
 # %%
 # from minit2v.autoencoder import ResBlock
 
 # %% [markdown]
 # (The package's `GroupNorm` and `silu` give PyTorch's numbers. They only mind the order in which these lie in memory,
-# and save a copy where they can.) If the last convolution says nothing, the block does nothing:
+# and save a copy where they can. `Conv3x3` is PyTorch's convolution of 3 x 3 pixels with a rim of zeros; in the
+# released model's wide layers it takes a short cut to the same numbers.) If the last convolution says nothing, the
+# block does nothing:
 
 # %% tags=["nbval-check-output"]
 block = ResBlock(8, 8, groups=4)

@@ -310,7 +310,10 @@ figures.plot({"likeness": (faces @ faces[500]) / 16}, xlabel="t", ylabel="likene
 # %% [markdown]
 # The block itself. Between the two convolutions each channel receives one number that depends on the time, the same for
 # all cells. After that comes a norm and a SiLU, so such a number can open a channel at one time and shut it at another:
-# look for large things now, for edges later.
+# look for large things now, for edges later. (`Conv3x3` is the convolution of chapter 02's block.)
+
+# %%
+from minit2v.winograd import Conv3x3
 
 # %%
 # from minit2v.unet import ResBlock

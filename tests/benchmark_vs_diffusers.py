@@ -11,7 +11,8 @@ take turns, and the best of all rounds counts; ours keeps freed memory between t
     unet        one forward: 16 frames, 32 x 32 latents, guidance batch of two; float32 and bfloat16
     vae         the decoder on 16 frames of 256 x 256; time, and memory in fresh processes
     clip        4 steps of DDIM with guidance 9, prompt to frames, from the same start noise
-    load        opening the checkpoint in a fresh process, up to the first answer of the UNet (one frame, 8 x 8)
+    load        opening the checkpoint in a fresh process, up to the first answer of the UNet (one frame, 8 x 8);
+                float32 as on disk, and bfloat16 converted
     text        the text encoder, exactness alone
 """
 
@@ -315,7 +316,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="turns of each system (default: 3)")
     parser.add_argument("--clips", type=int, default=1, help="turns for whole clips (default: 1)")
     parser.add_argument("--tasks", default=",".join(TASKS), help="some of them, by commas (default: all)")
-    parser.add_argument("--dtypes", default="float32,bfloat16", help="of the unet and vae tasks")
+    parser.add_argument("--dtypes", default="float32,bfloat16", help="of the load, unet and vae tasks")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     size = SIZES["small" if args.small else "full"]
@@ -328,7 +329,7 @@ def main() -> None:
         make_checkpoint(checkpoint, size)
     print("| task | minit2v | diffusers | ratio |\n|---|---|---|---|")
     for task in args.tasks.split(","):
-        for dtype in args.dtypes.split(",") if task in ("unet", "vae") else ["float32"]:
+        for dtype in args.dtypes.split(",") if task in ("load", "unet", "vae") else ["float32"]:
             print("\n".join(row(compare(task, dtype, args), args, size)), flush=True)
 
 

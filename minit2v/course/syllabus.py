@@ -42,7 +42,7 @@ CHAPTERS = [Chapter(number, *rest) for number, rest in enumerate([
 INTRODUCED = {
     "minit2v": 0, "minit2v.course": 0,
     "minit2v.video": 1, "minit2v.world": 1, "minit2v.captions": 1, "minit2v.referee": 1, "minit2v.referee.read": 0,
-    "minit2v.config": 2, "minit2v.autoencoder": 2, "minit2v.muon": 2, "minit2v.upsample": 2,
+    "minit2v.config": 2, "minit2v.autoencoder": 2, "minit2v.muon": 2, "minit2v.upsample": 2, "minit2v.winograd": 2,
     "minit2v.text": 3,
     "minit2v.diffusion": 4, "minit2v.diffusion.guided_denoiser": 6, "minit2v.training": 4,
     "minit2v.attention": 5, "minit2v.unet": 5,
