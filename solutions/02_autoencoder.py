@@ -117,8 +117,9 @@ check("02.half", HalfSize)
 # *Build · hard · 20 minutes · 3 points.* Why it matters: it is the only layer of the autoencoder in which one corner of
 # a frame hears of the other.
 #
-# Write the attention of the middle: normalise, let every pixel ask every other one, and add what they say to `x`. The
-# layers are made for you. PyTorch's own attention is not allowed; `torch.einsum` and `softmax` are enough.
+# Write the attention of the middle: normalise, let every pixel ask every other one, send what they say through
+# `to_out`, and add it to `x`. (The formula stands in section 2 of the chapter.) The layers are made for you. PyTorch's
+# own attention is not allowed; `torch.einsum` and `softmax` are enough.
 
 # %%
 class Attention(nn.Module):
@@ -158,7 +159,7 @@ check("02.attention", Attention)
 #
 # The bad port of 02.half moves a picture by 7 pixels in an encoder that halves three times. `task` gives you another
 # number of halvings. By how many pixels of the frame does the picture move now? Predict first, then try it, with a row
-# of column numbers as in 02.half.
+# of column numbers as in 02.half. `answer_shift` is a whole number.
 
 # %%
 task("02.shift")

@@ -24,9 +24,10 @@ from minit2v.world import sample_scene
 # *Build · medium · 20 minutes · 2 points.* Why it matters: repeated a few hundred times, it is how our vocabulary was
 # made; repeated 48,894 times, the released model's.
 #
-# Words are tuples of symbols; `counts` says how often each word occurs. Count all neighbours, choose the most frequent
-# pair, and join it in all words, from left to right. Among equally frequent pairs the first in the alphabet is chosen,
-# by its first symbol and then by its second, as tuples are sorted: ("a", "bc") comes before ("ab", "a").
+# Words are tuples of symbols, those that you return as well: the next step begins with them. `counts` says how often
+# each word occurs. Count all neighbours, choose the most frequent pair, and join it in all words, from left to right.
+# Among equally frequent pairs the first in the alphabet is chosen, by its first symbol and then by its second, as
+# tuples are sorted: ("a", "bc") comes before ("ab", "a").
 
 # %%
 def merge_step(words: list[tuple[str, ...]], counts: list[int]) -> tuple[tuple[str, str], list[tuple[str, ...]]]:

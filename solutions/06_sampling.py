@@ -79,7 +79,8 @@ check("06.ddpm", ddpm_step)
 #
 # `x0` is the guess at the time t, `before` the guess at the time before it, where alpha-bar was `bar_before`. The
 # guess changed by `x0 - before` over the last step. Follow this line half of the *coming* step on; measure both steps
-# in lambda = log(alpha / sigma), for they differ in length. Then make the step. `bar_s` is below 1.
+# in lambda = log(alpha / sigma), for they differ in length. Then make the step, as one of first order is made with `x0`
+# (section 6 of the chapter). `bar_s` is below 1.
 
 # %%
 def dpm_step(x: Tensor, x0: Tensor, before: Tensor, bar_before: float, bar_t: float, bar_s: float) -> Tensor:

@@ -24,8 +24,8 @@ from minit2v.course import check, figures, hint, progress, solution, task
 #
 # A frame and its two neighbours, three matrices over the channels, and a bias. Beyond both ends of the clip there are
 # zeros. The height and the width play no part, so they are one axis here, P pixels. Torch's convolutions are refused:
-# three shifted copies of the clip do it. With what numbers your parameters begin does not matter, if it is not all
-# zero.
+# three shifted copies of the clip do it. With what numbers a new `weight` begins does not matter, if it is not all
+# zero: in a row of such layers none would ever learn.
 
 # %%
 class FrameConv(nn.Module):

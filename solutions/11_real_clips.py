@@ -71,8 +71,9 @@ check("11.guided", guided_denoiser)
 # The attention of chapter 05, for two uses. `forward(x)` lets the L tokens of each row see one another.
 # `forward(x, text)` lets them read: `text` is what `keys_values(context)` has made of B prompts, once and for all
 # steps. x has B*F rows then, all frames of the first clip first, and every frame reads its own clip's prompt, without
-# any copy of it. Layers: `to_q`, `to_k`, `to_v` without bias, `to_out` with one. Each head owns a block of neighbouring
-# numbers. (`F.scaled_dot_product_attention` may be used; you have written it in chapter 05.)
+# any copy of it: keys and values are there once for each clip, inside of `forward`, too. Layers: `to_q`, `to_k`, `to_v`
+# without bias, `to_out` with one. Each head owns a block of neighbouring numbers. (`F.scaled_dot_product_attention` may
+# be used; you have written it in chapter 05.)
 
 # %%
 class Attention(nn.Module):

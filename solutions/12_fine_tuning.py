@@ -19,8 +19,8 @@ from minit2v.course import check, figures, hint, progress, solution, task
 #
 # Beside a linear layer, which stays as it is and does not learn, stands a detour: x goes through two matrices, `down`,
 # (rank, in), and `up`, (out, rank), and what comes out counts alpha / rank times. A new adapter changes nothing at all,
-# and it can learn nevertheless, up to the full rank. Keep the layer as `linear`; `down` and `up` are parameters
-# themselves (`nn.Parameter`), not layers.
+# and it can learn nevertheless, up to the full rank. Keep the layer itself, not a copy of it, as `linear`; `down` and
+# `up` are parameters themselves (`nn.Parameter`), not layers.
 
 # %%
 class LoRA(nn.Module):
@@ -143,7 +143,7 @@ check("12.temporal", learns)
 #
 # A model was right in the share `before` of its clips; after fine-tuning on something else it is right in the share
 # `after` of the same clips. Guessing reaches `chance`. What share of its *skill*, of what it could beyond guessing, has
-# it lost?
+# it lost? Give it as a number from 0 to 1.
 
 # %%
 task("12.forgotten")

@@ -1,5 +1,6 @@
 """Every exercise: its stub is open, its solution right, and each named mistake is told by its own message."""
 
+import copy
 import inspect
 import json
 import re
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from torch import nn
 
 from minit2v.course import exercise as judging
@@ -72,6 +75,13 @@ def test_messages_and_hints_do_not_give_the_line_away(exercise):
     given_away = [line for line in lines if line.removeprefix("return ") in said]
     assert lines and given_away == []
     assert build_solutions()[exercise.name]["why"], "explain the solution in a cell tagged `solution`"
+
+
+@each
+def test_hints_begin_with_a_picture_and_go_on_in_words(exercise):
+    first, *others = exercise.hints
+    assert others and all(isinstance(hint, str) and len(hint.split()) >= 5 for hint in others)
+    assert first().png.startswith(b"\x89PNG")                                      # a Picture has an alt text, too
 
 
 @cache
@@ -148,6 +158,10 @@ def raises(x, times):
     return x @ torch.zeros(7, 7)
 
 
+def helped(x, times):
+    return torch.mul(x, times) if times else helped(x, 1)
+
+
 def stub(x, times):
     raise NotImplementedError
 
@@ -160,6 +174,7 @@ def stub(x, times):
     (3, WRONG, "should be a function; this is of type int"),
     (lambda x: x, WRONG, "should take (x, times); yours takes (x)"),
     (lambda x, times: torch.mul(x, times), WRONG, "`mul` does the whole work"),
+    (lambda x, times: helped(x, times), WRONG, "`mul` does the whole work"),
     (raises, ERROR, "in the line `return x @ torch.zeros(7, 7)`"),
     (lambda x, times: (x * times)[:1], WRONG, "the shape (2, 3); yours has (1, 3)"),
     (lambda x, times: (x * times).tolist(), WRONG, "a tensor of shape (2, 3); yours is of type list"),
@@ -203,6 +218,135 @@ class Plain:
 def test_stages_of_a_module(handed_in, outcome, says):
     result = judge(MODULE, handed_in)
     assert (result.outcome, says in result.message) == (outcome, True), result.message
+
+
+# --- wrong answers that once passed, as a learner would write them; and their neighbours that are right ---
+
+class Reading:
+    """What the ways of reading a text below have in common: the solution of 11.attention, but for one line."""
+
+    def forward(self, x, text=None):
+        k, v = self.keys_values(x) if text is None else text
+        q = rearrange(self.to_q(x), "(b f) l (h d) -> b f h l d", b=len(k), h=self.heads)
+        out = self.read(q, k, v) if text else self.row(q, k, v)
+        return self.to_out(rearrange(out, "b f h l d -> (b f) l (h d)"))
+
+    def row(self, q, k, v):
+        long = F.scaled_dot_product_attention(rearrange(q, "b f h l d -> b h (f l) d"), k, v)
+        return rearrange(long, "b h (f l) d -> b f h l d", f=q.shape[1])
+
+
+class ByEinsum(Reading):
+    def read(self, q, k, v):
+        weights = (torch.einsum("bfhld,bhkd->bfhlk", q, k) * q.shape[-1] ** -0.5).softmax(-1)
+        return torch.einsum("bfhlk,bhkd->bfhld", weights, v)
+
+
+class FrameByFrame(Reading):
+    def read(self, q, k, v):
+        return torch.stack([self.row(q[:, f:f + 1], k, v)[:, 0] for f in range(q.shape[1])], dim=1)
+
+
+class CopiedWhole(Reading):
+    def read(self, q, k, v):
+        k, v = (part.repeat_interleave(q.shape[1], 0) for part in (k, v))
+        return F.scaled_dot_product_attention(q.flatten(0, 1), k, v).reshape(q.shape)
+
+
+class CopiedByNumber(Reading):
+    def read(self, q, k, v):
+        whose = torch.arange(len(k)).repeat_interleave(q.shape[1])
+        return F.scaled_dot_product_attention(q.flatten(0, 1), k[whose], v[whose]).reshape(q.shape)
+
+
+class CopiedHeadByHead(Reading):
+    def read(self, q, k, v):
+        heads = [F.scaled_dot_product_attention(
+            q[:, :, h].flatten(0, 1), *(part[:, h].repeat_interleave(q.shape[1], 0) for part in (k, v)))
+            for h in range(self.heads)]
+        return torch.stack(heads, dim=1).unflatten(0, q.shape[:2])
+
+
+class CopiedInside(Reading):
+    def read(self, q, k, v):
+        return (q @ k[:, None].mT * q.shape[-1] ** -0.5).softmax(-1) @ v[:, None]
+
+
+@pytest.mark.parametrize("way, mistake", [(ByEinsum, None), (FrameByFrame, None)] + [
+    (way, "copied for each frame") for way in (CopiedWhole, CopiedByNumber, CopiedHeadByHead, CopiedInside)])
+def test_a_text_that_is_copied_for_each_frame_is_found_out(way, mistake):
+    exercise = judging.find("11.attention")
+    solved = take([notebook("solutions", exercise)], exercise.target)
+    result = judge(exercise, type("Attention", (way, solved), {}))
+    assert (result.outcome, result.mistake) == (WRONG if mistake else RIGHT, mistake), result.message
+
+
+@pytest.mark.parametrize("keep, mistake", [
+    (lambda linear: copy.deepcopy(linear), "beside a copy"),
+    (lambda linear: _twin(linear, lambda p: nn.Parameter(p.detach().clone())), "beside a copy"),
+    (lambda linear: _twin(linear, lambda p: p), None),                             # another layer, the same numbers
+])
+def test_an_adapter_stands_beside_the_layer_itself(keep, mistake):
+    class LoRA(nn.Module):
+        def __init__(self, linear, rank, alpha):
+            super().__init__()
+            self.linear, self.scale = keep(linear).requires_grad_(False), alpha / rank
+            self.down = nn.Parameter(torch.randn(rank, linear.in_features))
+            self.up = nn.Parameter(torch.zeros(linear.out_features, rank))
+
+        def forward(self, x):
+            return self.linear(x) + self.scale * (x @ self.down.T @ self.up.T)
+
+    result = judge(judging.find("12.lora"), LoRA)
+    assert (result.outcome, result.mistake) == (WRONG if mistake else RIGHT, mistake), result.message
+
+
+def _twin(linear, made):
+    twin = nn.Linear(linear.in_features, linear.out_features)
+    twin.weight, twin.bias = made(linear.weight), made(linear.bias)
+    return twin
+
+
+@pytest.mark.parametrize("begin, mistake", [(torch.zeros, "zero for ever"), (torch.ones, None), (torch.randn, None)])
+def test_a_new_convolution_over_frames_may_not_be_all_zero(begin, mistake):
+    exercise = judging.find("07.frame_conv")
+    solved = take([notebook("solutions", exercise)], exercise.target)
+
+    class FrameConv(solved):
+        def __init__(self, channels):
+            super().__init__(channels)
+            self.weight = nn.Parameter(begin(channels, channels, 3, 1, 1))
+
+    result = judge(exercise, FrameConv)
+    assert (result.outcome, result.mistake) == (WRONG if mistake else RIGHT, mistake), result.message
+
+
+@pytest.mark.parametrize("pairs, words, says", [
+    (tuple, tuple, "Right"), (tuple, list, "your words come back as lists"),
+    (list, tuple, "type of the pair, is 'list'"), (tuple, iter, "should be 4 things in a list")])
+def test_a_merge_returns_tuples(pairs, words, says):
+    exercise = judging.find("03.merge")
+    solved = take([notebook("solutions", exercise)], exercise.target)
+
+    def merge_step(tokens, counts):
+        pair, joined = solved(tokens, counts)
+        return pairs(pair), words(joined) if words is iter else [words(word) for word in joined]
+
+    merge_step.__signature__ = inspect.signature(solved)
+    result = judge(exercise, merge_step)
+    assert says in result.message and bool(result) == (says == "Right")
+
+
+@pytest.mark.parametrize("exercise", [e for e in EXERCISES if e.kind == "explore"], ids=lambda e: e.name)
+def test_an_answer_may_be_a_tensor_but_not_per_cent(exercise):
+    right = exercise.oracle(**learner.task(exercise.name))
+    assert judge(exercise, torch.tensor(right, dtype=torch.float64))
+    assert "should be of type" in judge(exercise, f"{right:g}").message
+    many = judge(exercise, 100 * right)
+    assert not many and (many.mistake == "per cent") == isinstance(right, float)
+    assert ("in per cent" in many.message) == isinstance(right, float)
+    other = judge(exercise, 12345 * right).message                                 # nothing that anybody has foreseen
+    assert f"task('{exercise.name}')" in other and f"hint('{exercise.name}')" in other
 
 
 def test_the_packages_own_object_is_refused():

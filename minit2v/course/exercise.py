@@ -26,6 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minit2v.course.compare import describe, difference, kind, tensors
+
 RIGHT, WRONG, ERROR, OPEN = "right", "wrong", "error in your code", "not attempted"
 
 
@@ -139,9 +141,9 @@ def judge(exercise: Exercise, handed_in: Any, seed: int = 0) -> Result:
             return named_or(wrong(str(error)))
         except Exception as error:
             return named_or(Result(exercise, ERROR, _where(error, case)))
-        if difference := _compare(got, right, exercise.tolerance):
-            return named_or(wrong(f"{difference} (Case {number + 1}: {_describe(case)}.)"))
-        if _compare(case, kept, 0):
+        if found := difference(got, right, exercise.tolerance):
+            return named_or(wrong(f"{found} (Case {number + 1}: {describe(case)}.)"))
+        if difference(case, kept, 0):
             return wrong(f"The result is right, but `{exercise.target}` has changed its input on the way. Whoever "
                          f"called it may still need that. Look for `+=`, `*=`, names ending in `_`, and `x[...] =`.")
     try:
@@ -154,24 +156,30 @@ def judge(exercise: Exercise, handed_in: Any, seed: int = 0) -> Result:
 def _judge_answer(exercise: Exercise, answer: Any, seed: int) -> Result:
     options = exercise.options(random.Random(f"{exercise.name} {seed}")) if exercise.options else {}
     right = exercise.oracle(**options)
+    if isinstance(answer, Tensor) and answer.numel() == 1:
+        answer = answer.item()
     if isinstance(right, int) and isinstance(answer, float) and answer.is_integer():
         answer = int(answer)
     if not isinstance(answer, type(right)) and not (isinstance(right, float) and isinstance(answer, int)):
-        return Result(exercise, WRONG, f"The answer should be {_kind(right)}; yours is {_kind(answer)}.")
-    if not _compare(answer, right, exercise.tolerance):
+        return Result(exercise, WRONG, f"The answer should be {kind(right)}; yours is {kind(answer)}.")
+    if not difference(answer, right, exercise.tolerance):
         return Result(exercise, RIGHT, "Right.")
     for mistake in exercise.mistakes:
         value = mistake.wrong(**options) if callable(mistake.wrong) else mistake.wrong
-        if not _compare(answer, value, exercise.tolerance) and _compare(right, value, exercise.tolerance):
+        if not difference(answer, value, exercise.tolerance) and difference(right, value, exercise.tolerance):
             return Result(exercise, WRONG, mistake.message, mistake.name)
-    return Result(exercise, WRONG, f"{answer!r} is not it. Run the cell above once more and look at what it prints.")
+    if isinstance(right, float) and not difference(answer / 100, right, exercise.tolerance):
+        return Result(exercise, WRONG, "That is the right number in per cent. Asked for is the number itself, of "
+                      "which a half is 0.5 and not 50.", "per cent")
+    return Result(exercise, WRONG, f"{answer!r} is not it. Have you taken the numbers that "
+                  f"`task({exercise.name!r})` gives you? `hint({exercise.name!r})` helps.")
 
 
 def _refuse(exercise: Exercise, handed_in: Any) -> str | None:
     """Why this cannot be judged at all: not callable, the package's own, a short cut, the wrong signature."""
     a_class = exercise.init is not None
     if inspect.isclass(handed_in) != a_class or not callable(handed_in):
-        return (f"`{exercise.target}` should be a {'class' if a_class else 'function'}; this is {_kind(handed_in)}."
+        return (f"`{exercise.target}` should be a {'class' if a_class else 'function'}; this is {kind(handed_in)}."
                 + (" Hand in the class itself, without brackets." if a_class and isinstance(handed_in, nn.Module)
                    else ""))
     own = [kind for kind in (inspect.getmro(handed_in) if a_class else (inspect.unwrap(handed_in),))
@@ -193,15 +201,21 @@ def _refuse(exercise: Exercise, handed_in: Any) -> str | None:
 
 
 def _names(handed_in: Any) -> set[str]:
-    """Every global name and attribute that the code of a function, or of a class's methods, uses."""
-    codes = [getattr(part, "__code__", None) for part in
-             (vars(handed_in).values() if inspect.isclass(handed_in) else (handed_in,))]
-    codes, found = [code for code in codes if code], set()
-    while codes:
-        code = codes.pop()
-        found |= set(code.co_names)
-        codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    """Every global name and attribute used by a function, or a class's methods, and by the learner's own helpers."""
+    todo = [part for part in (vars(handed_in).values() if inspect.isclass(handed_in) else (handed_in,))
+            if inspect.isfunction(part)]
+    found, seen = set(), set()
+    while todo:
+        part = todo.pop()
+        names, seen = _names_in(part.__code__), seen | {part}
+        found |= names
+        todo += [helper for helper in map(part.__globals__.get, names)
+                 if inspect.isfunction(helper) and helper.__globals__ is part.__globals__ and helper not in seen]
     return found
+
+
+def _names_in(code: CodeType) -> set[str]:
+    return set(code.co_names).union(*(_names_in(part) for part in code.co_consts if isinstance(part, CodeType)))
 
 
 class _Parameters(Exception):
@@ -268,56 +282,7 @@ def _attempt(exercise: Exercise, handed_in: Any, case: tuple) -> Any:
 def _same(a: Any, b: Any, tolerance: float) -> bool:
     if isinstance(a, Exception) or isinstance(b, Exception):
         return type(a) is type(b) and str(a) == str(b)
-    return not _compare(a, b, tolerance)
-
-
-def _compare(got: Any, right: Any, tolerance: float, what: str = "The result") -> str | None:
-    """None if equal; otherwise, in words, how they differ."""
-    if isinstance(right, (tuple, list)):
-        if not isinstance(got, (tuple, list)) or len(got) != len(right):
-            return f"{what} should be {len(right)} things in a {type(right).__name__}; yours is {_kind(got)}."
-        parts = [(f"{what.rstrip(',')}, part {i + 1},", a, b) for i, (a, b) in enumerate(zip(got, right))]
-    elif isinstance(right, dict):
-        if not isinstance(got, dict) or list(got) != list(right):
-            return f"{what} should be a dict of {', '.join(map(repr, right))}; yours is {_kind(got)}."
-        parts = [(f"{what}, {key}," if what == "The result" else f"{what} {key},", got[key], right[key])
-                 for key in right]
-    elif isinstance(right, Tensor):
-        return _compare_tensors(got, right, tolerance, what)
-    elif isinstance(right, float):
-        if isinstance(got, Tensor) and got.numel() == 1:
-            got = got.item()
-        if isinstance(got, bool) or not isinstance(got, (int, float)):
-            return f"{what} should be a number; yours is {_kind(got)}."
-        near = abs(got - right) <= tolerance * max(1e-12, abs(right))
-        return None if near else f"{what} is {got:.6g}, and that is not right."
-    else:
-        return None if type(got) is type(right) and got == right else f"{what} is {got!r}, and that is not right."
-    return next((found for name, a, b in parts if (found := _compare(a, b, tolerance, name))), None)
-
-
-def _compare_tensors(got: Any, right: Tensor, tolerance: float, what: str) -> str | None:
-    if not isinstance(got, Tensor):
-        return f"{what} should be a tensor of shape {tuple(right.shape)}; yours is {_kind(got)}."
-    if got.shape != right.shape:
-        return f"{what} should have the shape {tuple(right.shape)}; yours has {tuple(got.shape)}."
-    if got.is_floating_point() != right.is_floating_point():
-        return f"{what} should be of type {right.dtype}; yours is {got.dtype}."
-    if right.numel() == 0:
-        return None
-    a, b = got.detach().double(), right.detach().double()
-    size = max(b[b.isfinite()].abs().tolist() + [1e-12])
-    near = ((a - b).abs() <= tolerance * size) | (a == b) | (a.isnan() & b.isnan())
-    if near.all():
-        return None
-    if right.ndim == 0:
-        return f"{what} is {a.item():.5g}, and that is not right."
-    place = tuple(i.item() for i in (~near).nonzero()[0])
-    nan = f", and {100 * (~a.isfinite()).double().mean().item():.0f} % are not even numbers" * (not a.isfinite().all())
-    share = 100 * near.double().mean().item()
-    share = "nearly all" if share > 99.4 else f"{share:.0f} %"
-    return (f"{what} has the right shape, and {share} of its values are right{nan}; "
-            f"the first wrong one is at {place}: {a[place].item():.5g}.")
+    return not difference(a, b, tolerance)
 
 
 def _precision(exercise: Exercise, handed_in: Any, case: tuple) -> str | None:
@@ -326,9 +291,10 @@ def _precision(exercise: Exercise, handed_in: Any, case: tuple) -> str | None:
         return None
     single = tuple(a.float() if isinstance(a, Tensor) and a.dtype == torch.float64 else a for a in case)
     got, right = (_run(exercise, which, single, torch.float32) for which in (handed_in, None))
-    if isinstance(got, Tensor) and isinstance(right, Tensor) and got.dtype != right.dtype:
-        return (f"Of float32 your `{exercise.target}` makes {got.dtype}; it should be {right.dtype}. A tensor that you "
-                f"make inside takes its dtype (and its device) from the input.")
+    for a, b in zip(tensors(got), tensors(right)):
+        if a.dtype != b.dtype:
+            return (f"Of float32 your `{exercise.target}` makes {a.dtype}; it should be {b.dtype}. A tensor that you "
+                    f"make inside takes its dtype (and its device) from the input.")
     return None
 
 
@@ -342,22 +308,15 @@ def _slopes(exercise: Exercise, handed_in: Any, case: tuple) -> str | None:
                        for a in case)
         output = _run(exercise, which, leaves)
         total = sum((part * torch.linspace(0.5, 1.5, part.numel(), dtype=part.dtype).view_as(part)).sum()
-                    for part in _tensors(output))
+                    for part in tensors(output))
         if not total.requires_grad:
             return ("The values are right, but no gradient comes through: nothing would learn. Look for `.detach()`, "
                     "`.item()`, `.data`, `torch.no_grad()`, or a new tensor made of numbers.")
         total.backward()
         found.append([torch.zeros_like(a) if a.grad is None else a.grad
                       for a in leaves if isinstance(a, Tensor) and a.is_floating_point()])
-    different = _compare(found[0], found[1], 100 * exercise.tolerance, "The gradient")
+    different = difference(found[0], found[1], 100 * exercise.tolerance, "The gradient")
     return f"The values are right, but not the gradients. {different}" if different else None
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    if isinstance(output, Tensor):
-        return [output] if output.is_floating_point() else []
-    parts = output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else ()
-    return [tensor for part in parts for tensor in _tensors(part)]
 
 
 def _where(error: Exception, case: tuple) -> str:
@@ -365,19 +324,4 @@ def _where(error: Exception, case: tuple) -> str:
     lines = [frame for frame in traceback.extract_tb(error.__traceback__)
              if Path(frame.filename).resolve() != Path(__file__).resolve() and "site-packages" not in frame.filename]
     line = f" in the line `{lines[-1].line}`" if lines and lines[-1].line else ""
-    return f"{type(error).__name__}{line}: {error}\n(It was called with {_describe(case)}.)"
-
-
-def _describe(case: tuple) -> str:
-    return ", ".join(f"a tensor {tuple(a.shape)}" if isinstance(a, Tensor) else f"a {type(a).__name__}"
-                     if callable(a) or isinstance(a, (dict, list, tuple)) else repr(a) for a in case) or "nothing"
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
-    if inspect.isclass(value):
-        return f"the class {value.__name__}"
-    if inspect.isfunction(value):
-        return f"the function {value.__name__}"
-    return f"of type {type(value).__name__}"
+    return f"{type(error).__name__}{line}: {error}\n(It was called with {describe(case)}.)"

@@ -87,14 +87,14 @@ def check(name: str, handed_in: Any) -> Verdict:
 
 
 def hint(name: str) -> Shown:
-    """The next hint of an exercise: first a picture of what should come out, then words, each saying more."""
+    """The next hint of an exercise: first a picture, then words, each saying more."""
     exercise = find(name)
     taken = min(_read().get(name, {}).get("hints", 0), len(exercise.hints) - 1)
     note(name, hints=taken + 1)
     found = exercise.hints[taken]
     title = f"{name}, hint {taken + 1} of {len(exercise.hints)}"
     if callable(found):
-        return Shown("This is what should come out.", title, picture=found())
+        return Shown("First, a picture.", title, picture=found())
     return Shown(found, title)
 
 

@@ -6,6 +6,7 @@ import torch
 from einops import rearrange
 
 from minit2v.course import figures
+from minit2v.course import sketches_01_06 as sketches
 from minit2v.course.exercise import Exercise, Mistake
 
 # 01.ring
@@ -228,7 +229,8 @@ UNMIX = Exercise(
                 "frames were asked for: (N, F, H, W, 3)."),
         Mistake("counted wrong", _unmix_counted, "The pattern is right, but `frames` is given to the wrong name."),
     ),
-    hints=("Two clips of three frames, folded with the frames outside, lie as a0 b0 a1 b1 a2 b2.",
+    hints=(sketches.unmix,
+           "Two clips of three frames, folded with the frames outside, lie as a0 b0 a1 b1 a2 b2.",
            "Unfold with the very brackets that folded, whatever order you then want the axes in."),
 )
 
@@ -249,7 +251,8 @@ BYTES = Exercise(
         Mistake("in bits", lambda frames, height, width: frames * height * width * 3 * 32, "Those are bits; a byte has "
                 "eight of them."),
     ),
-    hints=("How many numbers is a pixel, and how many bytes is a float32? `torch.zeros(1).element_size()` tells.",),
+    hints=(sketches.bytes_,
+           "How many numbers is a pixel, and how many bytes is a float32? `torch.zeros(1).element_size()` tells."),
 )
 
 EXERCISES = [RING, PENDULUM, FLIP_BOOK, UNMIX, BYTES]

@@ -6,6 +6,7 @@ from einops import rearrange
 from torch import nn
 
 from minit2v.course import figures
+from minit2v.course import sketches_01_06 as sketches
 from minit2v.course.exercise import Exercise, Mistake
 from minit2v.course.oracles import random_tensors
 
@@ -89,7 +90,7 @@ def _kl_oracle(mean, logvar, goal_mean, goal_logvar):
     return torch.distributions.kl_divergence(cloud, goal)
 
 
-def _kl(mean, logvar, goal_mean, goal_logvar, spread=1.0, divide=True, half=0.5, sign=1):
+def _kl(mean, logvar, goal_mean, goal_logvar, spread=1.0, divide=True, half=0.5, sign=1.0):
     width, goal = (spread * logvar).exp(), (spread * goal_logvar).exp() if divide else torch.ones_like(goal_logvar)
     return half * (sign * (goal_logvar - logvar) + (width + (mean - goal_mean) ** 2) / goal - 1)
 
@@ -118,6 +119,10 @@ def _kl_sign(mean, logvar, goal_mean, goal_logvar):
     return _kl(mean, logvar, goal_mean, goal_logvar, sign=-1)
 
 
+def _kl_whole(mean, logvar, goal_mean, goal_logvar):
+    return _kl(mean, logvar, goal_mean, goal_logvar, sign=2.0)
+
+
 def _draw_kl(function=_kl_oracle):
     means = torch.linspace(-2, 4, 61, dtype=torch.float64)
     one = torch.ones_like(means)
@@ -142,6 +147,8 @@ KL = Exercise(
         Mistake("twice as dear", _kl_double, "Your numbers are all twice as large as they should be."),
         Mistake("logarithm upside down", _kl_sign, "The logarithm has the wrong sign: with you a tiny cloud is cheap. "
                 "It should be dear, because it says so much."),
+        Mistake("logarithm twice", _kl_whole, "Your logarithm counts twice: it is one of variances, and the formula "
+                "has that of a ratio of spreads."),
     ),
     hints=(_draw_kl, "log(sigma_q / sigma_p) is half a difference of two numbers that you are given.",
            "With goal_mean = 0 and goal_logvar = 0 it must become the formula of the chapter."),
@@ -242,7 +249,7 @@ def _attention_oracle(state, x):
 
 
 class _Attention(nn.Module):
-    skip, scaled, axis, normed, out, scrambled = True, True, -1, True, True, False
+    skip, root, axis, normed, out, scrambled, turned = True, 0.5, -1, True, True, False, False
 
     def __init__(self, channels, groups):
         super().__init__()
@@ -254,7 +261,8 @@ class _Attention(nn.Module):
         picture = self.norm(x) if self.normed else x
         tokens = picture.reshape(n, h * w, c) if self.scrambled else rearrange(picture, "n c h w -> n (h w) c")
         q, k, v = self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)
-        weights = (torch.einsum("nic,njc->nij", q, k) / (c ** 0.5 if self.scaled else 1)).softmax(self.axis)
+        q, k = (k, q) if self.turned else (q, k)
+        weights = (torch.einsum("nic,njc->nij", q, k) / c ** self.root).softmax(self.axis)
         mixed = torch.einsum("nij,njc->nic", weights, v)
         mixed = self.to_out(mixed) if self.out else mixed
         mixed = mixed.reshape(n, c, h, w) if self.scrambled else rearrange(mixed, "n (h w) c -> n c h w", h=h)
@@ -266,7 +274,15 @@ class _AttentionAlone(_Attention):
 
 
 class _AttentionHot(_Attention):
-    scaled = False
+    root = 0.0
+
+
+class _AttentionCold(_Attention):
+    root = 1.0
+
+
+class _AttentionAnswered(_Attention):
+    turned = True
 
 
 class _AttentionTurned(_Attention):
@@ -297,6 +313,10 @@ ATTENTION = Exercise(
                 "itself is lost. This layer, too, only says what to change."),
         Mistake("too sure", _AttentionHot, "Your scores are too large for so many channels, and the softmax listens to "
                 "one place only. Something under the fraction bar is missing."),
+        Mistake("too unsure", _AttentionCold, "Your scores are too small: they are divided by the number of channels "
+                "itself, and the softmax listens to everybody."),
+        Mistake("keys that ask", _AttentionAnswered, "With you the keys ask and the queries are asked. Trained weights "
+                "know which of them is which."),
         Mistake("the other axis", _AttentionTurned, "Your weights add up to 1 over the places that ask. They should "
                 "over the places that are asked."),
         Mistake("not normalised", _AttentionRaw, "`norm` is there and is not used: the places are compared as they "
@@ -306,7 +326,8 @@ ATTENTION = Exercise(
         Mistake("pixels scrambled", _AttentionScrambled, "`reshape` or `view` alone does not move an axis: your "
                 "tokens are made of numbers of different pixels. The channels must become the last axis first."),
     ),
-    hints=("Normalise; make a row of H W places with C numbers each; ask, compare, mix; make a picture of it again; "
+    hints=(sketches.pixel_attention,
+           "Normalise; make a row of H W places with C numbers each; ask, compare, mix; make a picture of it again; "
            "add.", "`rearrange` does the two turns. Compare every place i with every place j by einsum over c, as in "
            "section 2 of the chapter.", "The softmax goes over the places that are asked, j."),
 )
@@ -335,7 +356,8 @@ SHIFT = Exercise(
                 "much."),
         Mistake("as in the chapter", 7, "Seven pixels are for three halvings, as in the chapter."),
     ),
-    hints=("Try it on a row of numbers 0, 1, 2, .. with a kernel that copies the pixel in its middle: `F.conv1d`, with "
+    hints=(sketches.shift,
+           "Try it on a row of numbers 0, 1, 2, .. with a kernel that copies the pixel in its middle: `F.conv1d`, with "
            "`F.pad(x, (0, 1))` and with `F.pad(x, (1, 1))`.",
            "In the chapter, three layers made 1 + 2 + 4 pixels."),
 )

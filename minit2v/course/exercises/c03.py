@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from minit2v.course import figures
+from minit2v.course import sketches_01_06 as sketches
 from minit2v.course.exercise import Exercise, Mistake
 from minit2v.course.oracles import random_tensors
 
@@ -28,6 +29,15 @@ def _merge_cases(seed):
     ]
 
 
+def _call_merge(hand_in, words, counts):
+    """The pair, the words, and what they are made of: the next step compares with tuples, and counts them."""
+    found = hand_in(words, counts)
+    pair, joined = found if isinstance(found, (tuple, list)) and len(found) == 2 else (found, None)
+    made = [type(word).__name__ for word in joined] if isinstance(joined, (tuple, list)) else []
+    return {"pair": pair, "words": joined, "type of the pair": type(pair).__name__,
+            "types of the words": ", ".join(sorted(set(made)))}
+
+
 def _merge_oracle(words, counts):
     times = {}
     for word, count in zip(words, counts):
@@ -35,7 +45,8 @@ def _merge_oracle(words, counts):
             times[word[i - 1], word[i]] = times.get((word[i - 1], word[i]), 0) + count
     pair = sorted(times, key=lambda pair: (1 / times[pair], *pair))[0]
     pattern = re.compile(rf"(?<!\S){re.escape(' '.join(pair))}(?!\S)")
-    return pair, [tuple(pattern.sub("".join(pair), " ".join(word)).split(" ")) for word in words]
+    joined = [tuple(pattern.sub("".join(pair), " ".join(word)).split(" ")) for word in words]
+    return {"pair": pair, "words": joined, "type of the pair": "tuple", "types of the words": "tuple"}
 
 
 def _merge(words, counts, weighed=True, alphabet=True, each=True, join=None):
@@ -79,6 +90,10 @@ def _merge_overlapping(words, counts):
     return _merge(words, counts, join=lambda word, pair: _join(word, pair, overlap=True))
 
 
+def _merge_lists(words, counts):
+    return _merge(words, counts, join=lambda word, pair: list(_join(word, pair)))
+
+
 def _merge_as_text(words, counts):
     return _merge(words, counts, join=lambda word, pair: tuple(
         " ".join(word).replace(" ".join(pair), "".join(pair)).split(" ")))
@@ -86,7 +101,7 @@ def _merge_as_text(words, counts):
 
 MERGE = Exercise(
     name="03.merge", target="merge_step", kind="build", title="One merge", minutes=20, level=2, cases=_merge_cases,
-    oracle=_merge_oracle, forbidden=("join_pair", "learn_merges"),
+    oracle=_merge_oracle, call=_call_merge, forbidden=("join_pair", "learn_merges"),
     mistakes=(
         Mistake("each word once", _merge_unweighed, "You count every word once. A pair counts as often as the words "
                 "that it stands in: what is frequent is to become one piece."),
@@ -101,8 +116,12 @@ MERGE = Exercise(
                 "what has been joined is used up, and cannot be half of a second pair."),
         Mistake("as text", _merge_as_text, "You look for the pair in a text, and find it where a longer symbol only "
                 "ends, or begins, like it. Compare whole symbols."),
+        Mistake("lists for tuples", _merge_lists, "The symbols are right, but your words come back as lists. They are "
+                "what the next step begins with: a slice of a list equals no pair, so from then on nothing would be "
+                "joined any more."),
     ),
-    hints=("Three steps: count all neighbours, choose, join. Chapter 03 does the first two on six words.",
+    hints=(sketches.merge,
+           "Three steps: count all neighbours, choose, join. Chapter 03 does the first two on six words.",
            "`min` with a key can do the choice: of two tuples the one with the smaller first entry is the smaller one, "
            "and only if these are equal the second counts.",
            "To join, walk along the word by an index, which moves on by two where the pair was found."),
@@ -375,7 +394,8 @@ PENULTIMATE = Exercise(
         Mistake("one vector", _penultimate_end, "That is the vector of one place. The video network reads those of "
                 "all places."),
     ),
-    hints=("Print how many blocks run, and how many there are.",
+    hints=(sketches.penultimate,
+           "Print how many blocks run, and how many there are.",
            "A slice of a list can leave out its last entry; what comes after the loop stays as it is."),
 )
 
@@ -401,7 +421,8 @@ KNOWN = Exercise(
         Mistake("a share", lambda clips, groups: groups / clips, "That is the share of captions that find their clip. "
                 "A loss is asked for."),
     ),
-    hints=("Once the colour is known, among how many clips must a caption still choose by guessing?",
+    hints=(sketches.known,
+           "Once the colour is known, among how many clips must a caption still choose by guessing?",
            "To try it, give all clips of one colour the same vector of zeros and a single one, as in section 3 of the "
            "chapter, and put them into 03.loss with a large tau."),
 )

@@ -3,6 +3,7 @@
 import torch
 
 from minit2v.course import figures
+from minit2v.course import sketches_01_06 as sketches
 from minit2v.course.exercise import Exercise, Mistake
 from minit2v.course.oracles import random_tensors
 
@@ -107,7 +108,8 @@ ADD_NOISE = Exercise(
                 "variance, not its size, is what is missing to 1."),
         Mistake("swapped", _add_noise_swapped, "At alpha-bar = 1 the clip should be clean; yours is pure noise."),
     ),
-    hints=("Half-way, at alpha-bar = 0.5, the broken version's x_t has a variance of 0.5. What should it be, if x_0 "
+    hints=(sketches.add_noise,
+           "Half-way, at alpha-bar = 0.5, the broken version's x_t has a variance of 0.5. What should it be, if x_0 "
            "and the noise both have 1?", "The variance of a sum of independent things: squares of the factors add up."),
 )
 
@@ -154,7 +156,8 @@ SPLIT = Exercise(
                 "both."),
         Mistake("noise with a minus", _split_plus, "Your clip is right. Of the noise, x holds a positive share."),
     ),
-    hints=("Two equations, two unknowns: x = alpha x_0 + sigma eps and v = alpha eps - sigma x_0.",
+    hints=(sketches.split,
+           "Two equations, two unknowns: x = alpha x_0 + sigma eps and v = alpha eps - sigma x_0.",
            "Multiply the first by alpha and the second by sigma, and subtract. Remember alpha^2 + sigma^2 = 1."),
 )
 
@@ -188,9 +191,10 @@ def _loss_oracle(x0, t, eps):
     return total / x0.numel()
 
 
-def _loss(network, x0, t, eps, alphas_cumprod, shown=-1, bar=0, target="eps", total=torch.mean):
-    share = alphas_cumprod[t + bar][:, None, None]
-    answer = network(share.sqrt() * x0 + (1 - share).sqrt() * eps, t + shown)
+def _loss(network, x0, t, eps, alphas_cumprod, shown=-1, bar=0, target="eps", total=torch.mean, power=0.5,
+          parts=lambda x0, eps: (x0, eps)):
+    share, (first, second) = alphas_cumprod[t + bar][:, None, None], parts(x0, eps)
+    answer = network(share ** power * first + (1 - share) ** power * second, t + shown)
     return total((answer - (eps if target == "eps" else x0)) ** 2)
 
 
@@ -210,6 +214,18 @@ def _loss_sum(network, x0, t, eps, alphas_cumprod):
     return _loss(network, x0, t, eps, alphas_cumprod, total=torch.sum)
 
 
+def _loss_rootless(network, x0, t, eps, alphas_cumprod):
+    return _loss(network, x0, t, eps, alphas_cumprod, power=1.0)
+
+
+def _loss_swapped(network, x0, t, eps, alphas_cumprod):
+    return _loss(network, x0, t, eps, alphas_cumprod, parts=lambda x0, eps: (eps, x0))
+
+
+def _loss_one(network, x0, t, eps, alphas_cumprod):
+    return _loss(network, x0, t[:1].expand(len(t)), eps, alphas_cumprod)
+
+
 LOSS = Exercise(
     name="04.loss", target="noise_loss", kind="build", title="The loss", minutes=20, points=3, level=2,
     cases=_loss_cases, call=_call_loss, oracle=_loss_oracle, gradients=True, forbidden=("denoising_loss", "Process"),
@@ -220,10 +236,16 @@ LOSS = Exercise(
                 "to t = 0, so no shift is needed there. Only the network counts differently."),
         Mistake("compared with the clip", _loss_clip, "You compare the answer with the clip. This network predicts the "
                 "noise."),
+        Mistake("amounts for sizes", _loss_rootless, "You mix clip and noise by alpha-bar and the rest of it. These "
+                "are shares of the *variance*; x_t gets too small half-way, as in 04.add_noise."),
+        Mistake("swapped", _loss_swapped, "The clip and the noise have changed places in x_t: at t = 1 it is nearly "
+                "all noise. alpha-bar is what is left of the clip."),
+        Mistake("one time for all", _loss_one, "All clips get the time of the first one. Each has its own `t`."),
         Mistake("a sum", _loss_sum, "You add up all squared errors. The loss is their mean; else the step size depends "
                 "on the size of the batch."),
     ),
-    hints=("Noise the clips, each for its own time; ask; compare. Each row of the batch has its own alpha-bar: give "
+    hints=(sketches.noise_loss,
+           "Noise the clips, each for its own time; ask; compare. Each row of the batch has its own alpha-bar: give "
            "it the axes that are missing.", "alphas_cumprod[t] has the shape (B,), and x0 has (B, C, N)."),
 )
 
@@ -245,7 +267,8 @@ HALF = Exercise(
         Mistake("sizes", lambda snr: _half_oracle(snr ** 2 if snr != 1 else 0.4142 ** 2), "You compare sizes, "
                 "alpha / sigma. The ratio is one of squares."),
     ),
-    hints=("SNR(t) = alpha-bar / (1 - alpha-bar), and you have built alpha-bar in the first exercise.",),
+    hints=(sketches.half,
+           "SNR(t) = alpha-bar / (1 - alpha-bar), and you have built alpha-bar in the first exercise."),
 )
 
 EXERCISES = [SCHEDULE, ADD_NOISE, SPLIT, LOSS, HALF]

@@ -6,6 +6,7 @@ from einops import rearrange
 from torch import nn
 
 from minit2v.course import figures
+from minit2v.course import sketches_01_06 as sketches
 from minit2v.course.exercise import Exercise, Mistake
 from minit2v.course.oracles import group_norm, random_tensors
 
@@ -167,7 +168,8 @@ CROSS = Exercise(
         Mistake("with the input", _CrossResidual, "You add the input to the result. The block around does that; the "
                 "attention itself only answers."),
     ),
-    hints=("Queries come from the pixels x, keys and values from the words: (N, L, C) and (N, K, D) go in.",
+    hints=(sketches.cross_attention,
+           "Queries come from the pixels x, keys and values from the words: (N, L, C) and (N, K, D) go in.",
            "Cut the last axis into heads, then move the heads in front of the pixels: (N, L, C), then (N, L, h, C / "
            "h), then (N, h, L, C / h). A single `reshape` to that last shape would mix the pixels.",
            "Only `to_out` has a bias. The four names are those in the task."),
@@ -219,7 +221,8 @@ GEGLU = Exercise(
                 "exact one; over a thousand layers and steps the difference adds up."),
         Mistake("silu", _geglu_silu, "That is SwiGLU, with silu for a gate. Later models use it, this one does not."),
     ),
-    hints=("The layer makes twice as many numbers as are needed. Which half comes first, in the original?",
+    hints=(sketches.geglu,
+           "The layer makes twice as many numbers as are needed. Which half comes first, in the original?",
            "Shazeer (2020) writes gelu(x W) times (x V), so W makes the gate. The released layer stores the rows of "
            "the values first, and those of the gates after them."),
 )
@@ -289,6 +292,11 @@ class _ResLate(_Res):
         return self.dropout(F.silu(self.norm2(h)) + clock)
 
 
+class _ResBetween(_Res):
+    def middle(self, h, clock):
+        return self.dropout(F.silu(self.norm2(h) + clock))
+
+
 class _ResLinear(_Res):
     def clock(self, emb):
         return self.time_proj(emb)[:, :, None, None]
@@ -334,6 +342,8 @@ RESBLOCK = Exercise(
                 "conv2.weight": (6, 6, 3, 3), "conv2.bias": (6,), "shortcut.weight": (6, 4, 1, 1),
                 "shortcut.bias": (6,)},
     mistakes=(
+        Mistake("time behind the norm", _ResBetween, "The time comes in between the second norm and its activation. It "
+                "belongs in front of the norm, right behind the first convolution."),
         Mistake("time after the norm", _ResLate, "The time comes in too late: after the second norm and its "
                 "activation. It belongs right behind the first convolution."),
         Mistake("time without its activation", _ResLinear, "The time goes into its layer as it is. It should pass the "
@@ -349,7 +359,8 @@ RESBLOCK = Exercise(
         Mistake("no way around", _ResBare, "Only the branch comes out. What is residual about it is the input added at "
                 "the end, through `shortcut`."),
     ),
-    hints=("Norm, activation, convolution; the time is added; norm, activation, dropout, convolution; and the input "
+    hints=(sketches.resblock,
+           "Norm, activation, convolution; the time is added; norm, activation, dropout, convolution; and the input "
            "goes around it all.", "The time is one number a channel: give it the two axes of the picture.",
            "Where the number of channels stays, `shortcut` is an `nn.Identity()`, else a convolution of 1 x 1."),
 )
@@ -373,7 +384,8 @@ WORDS = Exercise(
         Mistake("biases everywhere", lambda width, context_width: 2 * width * (width + context_width + 2),
                 "Only one of the four layers has a bias."),
     ),
-    hints=("Four matrices. Two of them make something of a pixel's numbers, two of a word's.",),
+    hints=(sketches.words,
+           "Four matrices. Two of them make something of a pixel's numbers, two of a word's."),
 )
 
 EXERCISES = [ATTENTION, CROSS, GEGLU, RESBLOCK, WORDS]

@@ -5,6 +5,7 @@ import math
 import torch
 
 from minit2v.course import figures
+from minit2v.course import sketches_01_06 as sketches
 from minit2v.course.exercise import Exercise, Mistake
 from minit2v.course.oracles import random_tensors
 
@@ -47,6 +48,11 @@ def _ddim_variance(x0, eps, noise, bar_t, bar_s, eta):
     return _ddim(x0, eps, noise, bar_t, bar_s, eta, spread=2.0)
 
 
+def _ddim_beta(x0, eps, noise, bar_t, bar_s, eta):
+    fresh = eta * math.sqrt(1 - bar_t / bar_s)
+    return bar_s ** 0.5 * x0 + max(0.0, 1 - bar_s - fresh ** 2) ** 0.5 * eps + fresh * noise
+
+
 def _ddim_deaf(x0, eps, noise, bar_t, bar_s, eta):
     return _ddim(x0, eps, noise, bar_t, bar_s, 0.0)
 
@@ -55,6 +61,8 @@ DDIM = Exercise(
     name="06.ddim", target="ddim_step", kind="build", title="A step of DDIM", minutes=20, points=3, level=2,
     cases=_ddim_cases, oracle=_ddim_oracle, gradients=True, forbidden=("ddim",),
     mistakes=(
+        Mistake("the larger spread", _ddim_beta, "Your fresh noise has the variance beta of the jump. At eta = 1 it "
+                "should have that of DDPM's posterior, which is smaller, because x_0 is known."),
         Mistake("too much noise", _ddim_loud, "With eta above 0 your x_s is too noisy. The fresh noise takes the place "
                 "of old noise: together they must have the variance of time s."),
         Mistake("the old time", _ddim_old, "The clip's share is still that of the time you come from. After the step "
@@ -65,7 +73,8 @@ DDIM = Exercise(
                 "missing."),
         Mistake("deaf to eta", _ddim_deaf, "eta changes nothing. At 0 the step is right, and the noise is never used."),
     ),
-    hints=("x_s is a mixture of three things: the clip, the noise that was found, and fresh noise. The squares of the "
+    hints=(sketches.ddim,
+           "x_s is a mixture of three things: the clip, the noise that was found, and fresh noise. The squares of the "
            "last two factors sum to 1 - alpha-bar_s.",
            "Song et al. (2021), eq. 16: the fresh noise's size is eta times the spread of the posterior of DDPM.",
            "At eta = 0 only the first two parts are left, each with the factor that it has at time s."),
@@ -122,7 +131,8 @@ DDPM = Exercise(
         Mistake("no noise", _ddpm_silent, "You return the mean. DDPM draws from the posterior; without noise its "
                 "samples are dull averages."),
     ),
-    hints=("Two things are known of x_s: it lies near sqrt(alpha-bar_s) x_0 with the variance 1 - alpha-bar_s, and x "
+    hints=(sketches.ddpm,
+           "Two things are known of x_s: it lies near sqrt(alpha-bar_s) x_0 with the variance 1 - alpha-bar_s, and x "
            "came out of it by one noisy step. Two Gaussians multiply.",
            "DDPM, eq. 7, with the jump from s to t in the place of one step: its alpha is alpha-bar_t / alpha-bar_s.",
            "Write `kept` for that ratio and 1 - kept for its beta; then the equation can be copied term by term."),
@@ -154,8 +164,8 @@ def _dpm_oracle(x, x0, before, bar_before, bar_t, bar_s):
     return ((1 - bar_s) / (1 - bar_t)) ** 0.5 * x + (1 - bar_s) ** 0.5 * area * guess
 
 
-def _dpm(x, x0, before, bar_before, bar_t, bar_s, order=2, turned=False, far=2.0, sign=-1.0):
-    h, last = _slope(bar_s) - _slope(bar_t), _slope(bar_t) - _slope(bar_before)
+def _dpm(x, x0, before, bar_before, bar_t, bar_s, order=2, turned=False, far=2.0, sign=-1.0, fast=1.0):
+    h, last = fast * (_slope(bar_s) - _slope(bar_t)), fast * (_slope(bar_t) - _slope(bar_before))
     r = h / last if turned else last / h
     guess = x0 if order == 1 else x0 + (x0 - before) / (far * r)
     return ((1 - bar_s) / (1 - bar_t)) ** 0.5 * x - bar_s ** 0.5 * math.expm1(sign * h) * guess
@@ -183,6 +193,10 @@ def _dpm_sign(x, x0, before, bar_before, bar_t, bar_s):
     return _dpm(x, x0, before, bar_before, bar_t, bar_s, sign=1.0)
 
 
+def _dpm_fast(x, x0, before, bar_before, bar_t, bar_s):
+    return _dpm(x, x0, before, bar_before, bar_t, bar_s, fast=2.0)
+
+
 DPM = Exercise(
     name="06.dpm", target="dpm_step", kind="build", title="A step of DPM-Solver++(2M)", minutes=25, points=3, level=3,
     cases=_dpm_cases, oracle=_dpm_oracle, gradients=True, forbidden=("dpm_solver_pp",),
@@ -195,10 +209,13 @@ DPM = Exercise(
                 "half-way."),
         Mistake("half of the last change", _dpm_half, "You follow the guess by half of its *last* change. The last "
                 "step and this one differ in length: by how much, in lambda?"),
+        Mistake("twice as fast", _dpm_fast, "Your clock runs twice as fast: that is the logarithm of the *ratio of "
+                "variances*, alpha^2 / sigma^2. lambda is that of alpha / sigma."),
         Mistake("wrong sign of h", _dpm_sign, "The guess comes in with the wrong sign or size: log-SNR rises on the "
                 "way from t to s, so h is positive. How does exp(-h) - 1 look then?"),
     ),
-    hints=("Work in lambda = log(alpha / sigma), half the logarithm of the SNR; h is what it rises by in this step.",
+    hints=(sketches.dpm,
+           "Work in lambda = log(alpha / sigma), half the logarithm of the SNR; h is what it rises by in this step.",
            "Lu et al. (2022), algorithm 2: first the guess D, followed half a step on; then the same line as in first "
            "order with D in the place of x_0."),
 )
@@ -269,7 +286,8 @@ COST = Exercise(
                 "guidance scale is a factor in a formula; it does not change how often the network is asked."),
         Mistake("one clip", lambda steps, prompts, guidance_scale: 2 * steps, "That is one clip of the batch."),
     ),
-    hints=("In one step with guidance the network answers two questions for each clip. Which?",),
+    hints=(sketches.cost,
+           "In one step with guidance the network answers two questions for each clip. Which?"),
 )
 
 EXERCISES = [DDIM, DDPM, DPM, GUIDE, COST]

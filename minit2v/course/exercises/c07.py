@@ -7,6 +7,8 @@ from torch import nn
 
 from minit2v.attention import TransformerBlock
 from minit2v.course import figures
+from minit2v.course import sketches_07_12 as sketches
+from minit2v.course.compare import difference
 from minit2v.course.exercise import Exercise, Mistake
 from minit2v.course.oracles import group_norm, random_tensors
 
@@ -16,16 +18,24 @@ def _frame_cases(seed):
     return [(x,) for x in random_tensors(seed, (2, 4, 5, 3), (1, 4, 1, 2))]       # a clip may have a single frame
 
 
+def _call_frame(module, x):
+    """What the module makes of x with the given weights; if that is right, whether a new one begins as all zero."""
+    found, right = module(x), _frame_oracle(module.state_dict(), x)["with weights"]
+    return {"with weights": found, "a weight that begins as zero": not difference(found, right, 1e-4)
+            and not type(module)(4).weight.any()}
+
+
 def _frame_oracle(state, x):
-    return F.conv3d(x[..., None], state["weight"], state["bias"], padding=(1, 0, 0))[..., 0]
+    return {"with weights": F.conv3d(x[..., None], state["weight"], state["bias"], padding=(1, 0, 0))[..., 0],
+            "a weight that begins as zero": False}
 
 
 class _Frame(nn.Module):
-    sum = "oc,bcfp->bofp"
+    sum, first = "oc,bcfp->bofp", 1.0                    # what its weight begins with
 
     def __init__(self, channels: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(channels, channels, 3, 1, 1))
+        self.weight = nn.Parameter(torch.full((channels, channels, 3, 1, 1), self.first))
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x):
@@ -69,6 +79,10 @@ class _FrameSideways(_Frame):
         return [padded[..., k:x.shape[3] + k] for k in range(3)]
 
 
+class _FrameZero(_Frame):
+    first = 0.0
+
+
 def _draw_frames(hand_in=_Frame):
     x = torch.zeros(1, 1, 9, 3, dtype=torch.float64)
     for pixel, frame in enumerate((0, 4, 8)):
@@ -85,7 +99,8 @@ def _draw_frames(hand_in=_Frame):
 
 FRAME_CONV = Exercise(
     name="07.frame_conv", target="FrameConv", kind="build", title="A convolution over frames", minutes=20, points=3,
-    level=2, cases=_frame_cases, init=(4,), oracle=_frame_oracle, gradients=True, celebrate=_draw_frames,
+    level=2, cases=_frame_cases, init=(4,), call=_call_frame, oracle=_frame_oracle, gradients=True,
+    celebrate=_draw_frames,
     parameters={"weight": (4, 4, 3, 1, 1), "bias": (4,)},
     forbidden=("conv1d", "conv2d", "conv3d", "Conv1d", "Conv2d", "Conv3d", "convolution"),
     mistakes=(
@@ -102,6 +117,9 @@ FRAME_CONV = Exercise(
                 "places in the weight. As in every layer of torch, the outputs come first: (out, in, 3, 1, 1)."),
         Mistake("across pixels", _FrameSideways, "You slide over the pixels. Frames are the third axis of "
                 "(B, C, F, P); the pixels should not see one another at all."),
+        Mistake("zero for ever", _FrameZero, "With trained weights it is right. But the weight of a new one is all "
+                "zero. Put several of them one behind the other, as in 07.zero, and none of their weights would ever "
+                "get a slope."),
     ),
     hints=(_draw_frames, "Three matrices, `weight[:, :, k, 0, 0]` for k = 0, 1, 2: one for the frame before, one for "
            "the frame itself, one for the frame after. Each acts on the channels.",
@@ -308,7 +326,8 @@ TEMPORAL_ATTENTION = Exercise(
         Mistake("frames normed singly", _TimeSingle, "The norm takes its statistics of each frame by itself, so a "
                 "frame that is brighter than its neighbours no longer is. Here a clip is normed as a whole."),
     ),
-    hints=("A token is a frame of one pixel, and a row is all of them: how many rows are there, and how long is each?",
+    hints=(sketches.temporal_attention,
+           "A token is a frame of one pixel, and a row is all of them: how many rows are there, and how long is each?",
            "The block takes (rows, tokens, numbers). So the numbers of a token, its channels, must come last; the "
            "layers in front of and behind the block act on the last axis, too.",
            "Norm, fold, three layers, unfold, add. The bracket that unfolds is the one that folded."),
@@ -448,7 +467,8 @@ ZERO = Exercise(
         Mistake("frames normed singly", _BranchSingle, "The norms take their statistics of each frame by itself, so a "
                 "frame that is brighter than its neighbours no longer is. Here a clip is normed as a whole."),
     ),
-    hints=("The sum x + f(x) is x where f is zero. f ends in a convolution: what do its parameters have to be?",
+    hints=(sketches.zero,
+           "The sum x + f(x) is x where f is zero. f ends in a convolution: what do its parameters have to be?",
            "And then: whose slopes are zero at the first step, and whose are not? One layer that learns is enough; "
            "after its first step the others learn, too.",
            "`torch.nn.init` has a function for it. It is needed for two tensors."),
@@ -473,7 +493,8 @@ REACH = Exercise(
         Mistake("powers", lambda layers: 3 ** layers, "It would be so if no two kernels overlapped, as with dilated "
                 "convolutions. Here neighbours have neighbours in common."),
     ),
-    hints=("Draw it for two layers: one frame below, three above it, and above each of these three again three.",
+    hints=(sketches.reach,
+           "Draw it for two layers: one frame below, three above it, and above each of these three again three.",
            "How many frames farther, to each side, does one more layer reach?"),
 )
 

@@ -8,6 +8,7 @@ from einops import rearrange
 
 from minit2v.config import mini
 from minit2v.course import figures
+from minit2v.course import sketches_07_12 as sketches
 from minit2v.course.exercise import Exercise, Mistake
 from minit2v.course.oracles import random_tensors
 from minit2v.diffusion import Process
@@ -458,7 +459,8 @@ MIX = Exercise(
         Mistake("clips", lambda share, clips, pictures: (1 - share) * clips / (share * pictures + (1 - share) * clips),
                 "That is the share of the clips."),
     ),
-    hints=("Take a thousand batches. How many of them are of pictures, and how many pictures is that?",),
+    hints=(sketches.mix,
+           "Take a thousand batches. How many of them are of pictures, and how many pictures is that?"),
 )
 
 EXERCISES = [EMA, RATE, BATCH, PIPELINE, MIX]

@@ -5,6 +5,7 @@ from itertools import combinations
 import torch
 
 from minit2v.course import figures
+from minit2v.course import sketches_07_12 as sketches
 from minit2v.course.exercise import Exercise, Mistake
 from minit2v.course.oracles import random_tensors
 
@@ -344,7 +345,8 @@ CHANCE = Exercise(
                 2 / (colours * (colours - 1) * shapes * motions), "The two colours are right, but there are two shapes "
                 "and two motions to guess."),
     ),
-    hints=("First the colours: how many *pairs* of different ones are there, if the order does not count?",
+    hints=(sketches.chance,
+           "First the colours: how many *pairs* of different ones are there, if the order does not count?",
            "Once it is said which colours there are, each of them has a shape and a motion, guessed by itself."),
 )
 

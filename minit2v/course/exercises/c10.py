@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from minit2v.course import figures
+from minit2v.course import sketches_07_12 as sketches
 from minit2v.course.exercise import Exercise, Mistake
 from minit2v.course.oracles import random_tensors
 from minit2v.unet import TemporalConv
@@ -252,7 +253,8 @@ LOAD = Exercise(
         Mistake("shapes not looked at", _load_loose, "Nobody looks at the shapes: what is (4, 3, 1) stays so, and what "
                 "is too long goes through."),
     ),
-    hints=("Three questions: which names are expected and not there, which are there and not expected, and which "
+    hints=(sketches.load,
+           "Three questions: which names are expected and not there, which are there and not expected, and which "
            "tensors have other shapes? Ask all of them before you give anything back.",
            "Names of dicts behave like sets: `a.keys() - b.keys()`. To compare shapes, leave out the axes of length 1 "
            "on both sides; the order of the others counts.",
@@ -331,7 +333,8 @@ CHUNKS = Exercise(
         Mistake("frames twice", _chunks_overlap, "Some frames come out twice: each chunk begins with the last frame of "
                 "the one before."),
     ),
-    hints=("The frames are the third axis of (B, 4, F, h, w) and of (B, 3, F, H, W), too.",
+    hints=(sketches.chunks,
+           "The frames are the third axis of (B, 4, F, h, w) and of (B, 3, F, H, W), too.",
            "Torch can cut a tensor along an axis into pieces of a given length, the last one being what is left, and "
            "it can lay them side by side again."),
 )
@@ -478,7 +481,8 @@ COUNT = Exercise(
         Mistake("a cube", lambda channels: 4 * (27 * channels ** 2 + 3 * channels), "That would be a cube of 3 x 3 x "
                 "3. This kernel has three frames at a single pixel, (3, 1, 1)."),
     ),
-    hints=("One part is a group norm (a weight and a bias for each channel), SiLU (nothing), and a convolution of "
+    hints=(sketches.count,
+           "One part is a group norm (a weight and a bias for each channel), SiLU (nothing), and a convolution of "
            "channels to channels over three frames.",
            "A convolution has in x out x places weights, and a bias for each channel that comes out."),
 )

@@ -4,9 +4,13 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from minit2v.config import DiffusionConfig
 from minit2v.course import figures
+from minit2v.course import sketches_07_12 as sketches
+from minit2v.course.compare import difference
 from minit2v.course.exercise import Exercise, Mistake
 from minit2v.course.oracles import random_tensors
 from minit2v.diffusion import Process
@@ -167,13 +171,43 @@ def _attention_cases(seed):
     return [tuple(random_tensors(seed, (6, 5, 8), (2, 3, 8))), tuple(random_tensors(seed + 1, (4, 2, 8), (4, 6, 8)))]
 
 
+class _Largest(TorchDispatchMode):
+    """Inside `with _Largest() as made`: made.numbers is how many the largest tensor has that was made, no view."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.numbers = max(self.numbers, tensor.untyped_storage().nbytes() // tensor.element_size())
+        return result
+
+
+def _copies_the_text(kind):
+    """Whether 16 frames of one token that read 12 words make more numbers than queries and scores would.
+
+    Two clips, two heads of 16 numbers: 1,024 in the queries, 768 scores, 768 keys. Of keys or values that are copied
+    for each frame there are 12,288, and even of those of a single head in a single clip 3,072.
+    """
+    layer = kind(32, 2, 32)
+    with torch.no_grad():
+        text = tuple(layer.keys_values(torch.ones(2, 12, 32)))
+        with _Largest() as made:
+            layer(torch.ones(32, 1, 32), text)
+    return made.numbers > 2048
+
+
 def _call_attention(module, x, context):
-    """Among its own tokens; on a text; the keys and values themselves; the widths of new ones."""
+    """Among its own tokens; on a text; the keys and values themselves; the widths of new ones; copies of the text."""
     new = {name: tuple(type(module)(*sizes).to_k.weight.shape)
            for name, sizes in {"of its own": (8, 2), "of a text": (8, 2, 6)}.items()}
     text = module.keys_values(context)
-    return {"among themselves": module(x), "on a text": module(x, text), "keys and values": tuple(text),
-            "to_k, without a text": new["of its own"], "to_k, for texts 6 wide": new["of a text"]}
+    found = {"among themselves": module(x), "on a text": module(x, text), "keys and values": tuple(text),
+             "to_k, without a text": new["of its own"], "to_k, for texts 6 wide": new["of a text"]}
+    right = _attention_oracle(module.state_dict(), x, context)            # of what is wrong anyway, it is not asked
+    return found | {"copies of the text": not difference(found["on a text"], right["on a text"], 1e-4)
+                    and _copies_the_text(type(module))}
 
 
 def _attention_oracle(state, x, context):
@@ -190,7 +224,8 @@ def _attention_oracle(state, x, context):
     frames, (keys, values) = len(x) // len(context), read(context)
     return {"among themselves": torch.stack([mixed(row, *read(row)) for row in x]),
             "on a text": torch.stack([mixed(row, keys[i // frames], values[i // frames]) for i, row in enumerate(x)]),
-            "keys and values": (keys, values), "to_k, without a text": (8, 8), "to_k, for texts 6 wide": (8, 6)}
+            "keys and values": (keys, values), "to_k, without a text": (8, 8), "to_k, for texts 6 wide": (8, 6),
+            "copies of the text": False}
 
 
 class _Attention(nn.Module):
@@ -243,6 +278,12 @@ class _AttentionWide(_Attention):
     narrow = False
 
 
+class _AttentionCopied(_Attention):
+    def forward(self, x, text=None):
+        frames = 1 if text is None else len(x) // len(text[0])
+        return super().forward(x, text and tuple(part.repeat_interleave(frames, 0) for part in text))
+
+
 class _AttentionDeaf(_Attention):
     def forward(self, x, text=None):
         return super().forward(x)
@@ -266,9 +307,14 @@ ATTENTION = Exercise(
                 "would do, but others call it, too: keys first."),
         Mistake("one width for all", _AttentionWide, "`to_k` and `to_v` read the text, so they are as wide as *it* "
                 "(`context_width`), or as the tokens if there is none."),
+        Mistake("copied for each frame", _AttentionCopied, "The values are right. But somewhere in your `forward` the "
+                "keys or the values of a clip are copied, once for each of its frames. (A matrix product of two "
+                "tensors that do not have the same axes does that, too, inside.) Not the text should grow with the "
+                "frames, but the row of those who ask."),
         Mistake("deaf", _AttentionDeaf, "`text` plays no part: every frame looks only at itself, whatever the prompt."),
     ),
-    hints=("Of 16 frames that read the same words, each would need the same keys and values. Rather than copy these, "
+    hints=(sketches.text_attention,
+           "Of 16 frames that read the same words, each would need the same keys and values. Rather than copy these, "
            "let the *queries* of all frames of a clip stand in one long row.",
            "(B*F, L, width) becomes (B, heads, F*L, d): one `rearrange`. The way back has the same brackets. How many "
            "clips there are, the keys tell.",
@@ -384,7 +430,8 @@ ROOM = Exercise(
         Mistake("frames alone", lambda frames, height, width: frames / 16, "Only the frames have become more with you. "
                 "And the cells of each?"),
     ),
-    hints=("A frame of H x W pixels has H/8 x W/8 cells. How many pairs of them are there, and how many frames?",),
+    hints=(sketches.room,
+           "A frame of H x W pixels has H/8 x W/8 cells. How many pairs of them are there, and how many frames?"),
 )
 
 EXERCISES = [GUIDED, ATTENTION, SEEDS, ROOM]

@@ -8,6 +8,7 @@ from torch import nn
 
 from minit2v.config import mini
 from minit2v.course import figures
+from minit2v.course import sketches_07_12 as sketches
 from minit2v.course.exercise import Exercise, Mistake
 from minit2v.course.oracles import random_tensors
 from minit2v.unet import TemporalConv, TemporalTransformer, UNet
@@ -36,14 +37,16 @@ def _call_lora(module, x):
     slopes = [p.grad is not None and bool(p.grad.any()) for p in (fresh.down, fresh.up)]
     learns = sorted(name for name, p in fresh.named_parameters() if p.requires_grad)
     return {"with weights": module(x), "changing nothing at first": torch.allclose(out, linear(here)),
-            "able to learn": any(slopes), "what learns": ", ".join(learns), "rank of what can come of it": max(ranks)}
+            "able to learn": any(slopes), "what learns": ", ".join(learns), "rank of what can come of it": max(ranks),
+            "beside the very layer that came in": fresh.linear.weight is linear.weight
+            and fresh.linear.bias is linear.bias}
 
 
 def _lora_oracle(state, x):
     whole = state["linear.weight"] + _ALPHA / _RANK * torch.einsum("or,ri->oi", state["up"], state["down"])
     return {"with weights": torch.einsum("...i,oi->...o", x, whole) + state["linear.bias"],
             "changing nothing at first": True, "able to learn": True, "what learns": "down, up",
-            "rank of what can come of it": _RANK}
+            "rank of what can come of it": _RANK, "beside the very layer that came in": True}
 
 
 class _LoRA(nn.Module):
@@ -97,6 +100,11 @@ class _LoRAThawed(_LoRA):
     frozen = False
 
 
+class _LoRACopied(_LoRA):
+    def __init__(self, linear: nn.Linear, rank: int, alpha: float):
+        super().__init__(copy.deepcopy(linear), rank, alpha)
+
+
 class _LoRAAlone(_LoRA):
     def forward(self, x):
         return super().forward(x) - self.linear(x)
@@ -119,10 +127,14 @@ LORA = Exercise(
                 "whatever the rank, what is learnt has rank 1."),
         Mistake("the large one learns, too", _LoRAThawed, "The layer beside the adapter still learns. Then there is "
                 "nothing small about it, and what is saved of it is not what was trained."),
+        Mistake("beside a copy", _LoRACopied, "The numbers are right, but you keep a copy of the layer. That doubles "
+                "the memory of what is large already; and the layer that was handed to you does not stay still: it "
+                "still learns, wherever else it is used."),
         Mistake("instead of beside", _LoRAAlone, "Only the adapter's part comes out. The layer itself should go on "
                 "doing what it did."),
     ),
-    hints=("Two ways from x to y: the layer as it is, and a detour through `rank` numbers. They add up. What factor "
+    hints=(sketches.lora,
+           "Two ways from x to y: the layer as it is, and a detour through `rank` numbers. They add up. What factor "
            "does the detour have?",
            "`down` is (rank, in) and `up` is (out, rank). Rows of x times the transpose of a matrix is what a linear "
            "layer does.",
@@ -344,7 +356,8 @@ TEMPORAL = Exercise(
         Mistake("convolutions alone", _temporal_convs, "The temporal transformers do not learn with you."),
         Mistake("turned round", _temporal_turned, "You freeze what should learn, and the other way round."),
     ),
-    hints=("Print the name of every module of `pipe.unet` that is a TemporalConv or a TemporalTransformer.",
+    hints=(sketches.temporal,
+           "Print the name of every module of `pipe.unet` that is a TemporalConv or a TemporalTransformer.",
            "Where does the UNet look along time before it goes down for the first time? (Chapter 07.)"),
 )
 
@@ -366,7 +379,8 @@ FORGOTTEN = Exercise(
         Mistake("of the rest", lambda before, after, chance: (before - after) / (after - chance), "You divide by what "
                 "it can *now*. Ask what share of its earlier skill is gone."),
     ),
-    hints=("Skill is what lies above chance. How much was it before, and how much is it now?",),
+    hints=(sketches.forgotten,
+           "Skill is what lies above chance. How much was it before, and how much is it now?"),
 )
 
 EXERCISES = [LORA, MIN_SNR, MERGE, TEMPORAL, FORGOTTEN]
