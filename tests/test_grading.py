@@ -3,10 +3,14 @@
 import csv
 import json
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import minit2v
 from minit2v.course import exercise as judging
 from minit2v.course import grading
 from minit2v.course.learner import seed_of, task
@@ -101,6 +105,56 @@ def test_it_goes_on_where_it_was_killed(tmp_path, monkeypatch):
     monkeypatch.undo()
     hand_in(folder / "ada", RING.replace(" / 2", ""))                       # but what has changed is
     assert "twice as thick" in graded(folder, tmp_path / "grades.csv")["ada"]["01.ring"]["message"]
+
+
+def test_another_version_of_what_judges_judges_anew(tmp_path, monkeypatch):
+    package = tmp_path / "package"
+    shutil.copytree(grading.PACKAGE / "course", package, ignore=shutil.ignore_patterns("__pycache__"))
+    before = grading.fingerprint(package)
+    assert before == grading.fingerprint(package) != grading.fingerprint()
+    for name in ("exercises/c01.py", "exercise.py", "handin.py"):
+        (package / name).write_text((package / name).read_text(encoding="utf-8") + "# and more\n", encoding="utf-8")
+        after = grading.fingerprint(package)
+        assert after != before
+        before = after
+
+    class Counted(grading._Run):
+        begun = 0
+
+        def __init__(self, *arguments):
+            Counted.begun += 1
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(grading, "_Run", Counted)
+    hand_in(tmp_path / "hand-ins" / "ada", RING)
+    first = graded(tmp_path / "hand-ins", tmp_path / "grades.csv")
+    assert graded(tmp_path / "hand-ins", tmp_path / "grades.csv") == first and Counted.begun == 5
+    monkeypatch.setattr(minit2v, "__version__", "9.9.9")
+    assert graded(tmp_path / "hand-ins", tmp_path / "grades.csv") == first and Counted.begun == 10
+
+
+@posix
+def test_each_process_begins_with_everything_imported(tmp_path):
+    """In the process that a hand-in gets, before it has done anything: torch, and the exercises of all chapters."""
+    hand_in(tmp_path / "hand-ins" / "ada", RING)
+    script = tmp_path / "begin.py"
+    script.write_text("""
+import multiprocessing
+from pathlib import Path
+
+if __name__ == "__main__":
+    from minit2v.course import grading
+
+    grading.grade(Path("hand-ins"), Path("grades.csv"), chapters=[1], progress=False)
+    again = multiprocessing.get_context("forkserver").Process(             # out of the same server as the hand-in's
+        target=exec, args=("import sys; open('found', 'w').write(' '.join(sys.modules))",))
+    again.start()
+    again.join()
+""", encoding="utf-8")
+    subprocess.run([sys.executable, script], check=True, timeout=120, cwd=tmp_path,
+                   env=os.environ | {"PYTHONPATH": str(ROOT)})
+    found = (tmp_path / "found").read_text(encoding="utf-8").split()
+    assert {"torch", *(f"minit2v.course.exercises.c{number:02d}" for number in range(1, 13))} <= set(found)
 
 
 def test_questions_vary_with_the_name_of_the_folder(tmp_path, monkeypatch):

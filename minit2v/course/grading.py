@@ -16,21 +16,28 @@ import io
 import json
 import multiprocessing
 import os
+import pkgutil
 import signal
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import torch
 from tqdm.auto import tqdm
 
+import minit2v
 from minit2v.course import exercise as judging
+from minit2v.course import exercises as modules
 from minit2v.course.exercise import ERROR, OPEN, RIGHT, Exercise
 from minit2v.course.handin import HandInError, take
 from minit2v.course.learner import learner_seed
 from minit2v.files import write_whole
 
 COLUMNS = ("submission", "exercise", "points", "max_points", "outcome", "message")
+PACKAGE = Path(minit2v.__file__).parent
+# What every exercise's process finds imported already: this module with torch, and the exercises of all chapters.
+PRELOAD = [__name__, *(f"{modules.__name__}.{found.name}" for found in pkgutil.iter_modules(modules.__path__))]
 OUTPUT = 10 * 2 ** 20                            # bytes that one exercise may write into any one file, its prints too
 
 
@@ -39,7 +46,8 @@ def grade(folder: Path, out: Path, seconds: float = 30.0, memory: float = 4.0, j
     """Grades every hand-in of `folder`, writes `out` (CSV) and out's "_reports" folder (HTML), and returns the rows.
 
     seconds, memory (GB): limits of one exercise. vary: questions vary with the name of the hand-in's folder.
-    Killed, it goes on by the same call: what has not changed since is not judged again (see out's "_parts" folder).
+    Killed, it goes on by the same call: what has not changed since is not judged again (see out's "_parts" folder),
+    be it the hand-in or the package that judges it.
     Raises NotADirectoryError, and ValueError if there is nothing in the folder.
     """
     if not folder.is_dir():
@@ -47,7 +55,7 @@ def grade(folder: Path, out: Path, seconds: float = 30.0, memory: float = 4.0, j
     submissions = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not submissions:
         raise ValueError(f"{folder} holds no folders; it should hold one for each hand-in, with its notebooks in it")
-    asked = [e for e in judging.exercises().values() if not chapters or e.chapter in chapters]
+    asked, judged_by = [e for e in judging.exercises().values() if not chapters or e.chapter in chapters], fingerprint()
     parts, rows = out.with_name(out.stem + "_parts"), {}
     parts.mkdir(parents=True, exist_ok=True)
     todo = []
@@ -57,7 +65,7 @@ def grade(folder: Path, out: Path, seconds: float = 30.0, memory: float = 4.0, j
         contents = {chapter: [path.read_bytes() for path in paths] for chapter, paths in books.items()}
         for exercise in asked:
             notebooks = books[exercise.chapter]
-            key = hashlib.sha256(repr((submission.name, exercise.name, student, seconds, memory,
+            key = hashlib.sha256(repr((judged_by, submission.name, exercise.name, student, seconds, memory,
                                        contents[exercise.chapter])).encode()).hexdigest()[:24]
             part = parts / f"{key}.json"
             if not notebooks:
@@ -69,7 +77,7 @@ def grade(folder: Path, out: Path, seconds: float = 30.0, memory: float = 4.0, j
                 todo.append((submission, exercise, notebooks, student, part))
     context = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
     if hasattr(os, "fork"):
-        context.set_forkserver_preload(["minit2v.course.grading"])        # torch is imported once, not a thousand times
+        context.set_forkserver_preload(PRELOAD)                           # imported once, not a thousand times
     with tqdm(total=len(todo), desc="grading", unit="exercise", disable=not (progress and todo)) as bar:
         running: list[_Run] = []
         while todo or running:
@@ -89,6 +97,14 @@ def grade(folder: Path, out: Path, seconds: float = 30.0, memory: float = 4.0, j
         _write_report(out.with_name(out.stem + "_reports"), submission.name,
                       [row for row in ordered if row["submission"] == submission.name])
     return ordered
+
+
+def fingerprint(package: Path = PACKAGE) -> str:
+    """Of all that judges: the package's version and sources, and torch's version. Another one: judge anew."""
+    found = hashlib.sha256(f"{minit2v.__version__} {torch.__version__}".encode())
+    for path in sorted(package.rglob("*.py")):
+        found.update(f"{path.relative_to(package).as_posix()} ".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return found.hexdigest()
 
 
 def notebooks_of(submission: Path, chapter: int) -> list[Path]:
@@ -156,8 +172,6 @@ def _work(answer, folder: str, notebooks: list[Path], name: str, student: str, m
     for stream in (1, 2):
         os.dup2(printed, stream)
     sys.stdout = sys.stderr = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), line_buffering=True)
-    import torch
-
     torch.set_num_threads(1)
     try:
         answer.send(judge_notebooks(notebooks, judging.find(name)))
