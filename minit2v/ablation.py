@@ -15,7 +15,6 @@ What the referee then finds right in generated clips stands beside its 95 % inte
 """
 
 import copy
-import hashlib
 import json
 import random
 import time
@@ -34,7 +33,6 @@ from .data import to_model
 from .files import write_whole
 from .pipeline import FUNCTIONS, TextToVideo, load
 from .recipe import IMAGE_SHARE, _initialise, unet_objective
-from .text import WEIGHTS
 from .training import Plan, fit
 from .unet import TemporalConv, TemporalTransformer, UNet
 from .world import Scene, render, sample_thing
@@ -327,7 +325,7 @@ def _curve(axes, rows: list[dict], x: str, y: str, label: str, colour: str, mark
                   label=label, capsize=2, linewidth=1.5, yerr=[100 * metrics.interval(r[y], r["clips"]) for r in rows])
 
 
-def _write(found: dict[str, list[dict]], out: Path) -> None:
+def write(found: dict[str, list[dict]], out: Path) -> None:
     """The rows, one a line, and their figure: ablations.json and ablations.png in `out`."""
     blocks = [f' "{name}": [\n' + ",\n".join("  " + json.dumps(row) for row in rows) + "\n ]"
               for name, rows in found.items()]
@@ -335,37 +333,3 @@ def _write(found: dict[str, list[dict]], out: Path) -> None:
         part.write_text("{\n" + ",\n".join(blocks) + "\n}\n", encoding="utf-8")
     with write_whole(out / "ablations.png") as part:
         figure(found).savefig(part, format="png", dpi=110)
-
-
-def main_ablate(args) -> int:
-    """`minit2v ablate`: makes the rows that are not in DIR/ablations.json yet, and prints the table."""
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    args.out.mkdir(parents=True, exist_ok=True)
-    found = results(args.out / RESULTS.name)
-    precision = torch.bfloat16 if args.dtype == "bfloat16" else None
-    if args.name in TRAINING:
-        name, pipe, world = "training", small(args.weights), None
-        for arm in TRAINING[args.name]:
-            if (arm, args.seed) in {(row["arm"], row["seed"]) for row in found[name]}:
-                continue
-            world = world or SmallWorld(pipe, TRAINING_CLIPS)
-            cost, seconds = train(ARMS[arm], pipe, world, args.out, arm, args.seed, autocast=precision)
-            found[name].append({
-                "arm": arm, "seed": args.seed, "image_steps": cost.image_steps, "steps": cost.steps,
-                "flops": round(cost.total), "seconds": round(seconds, 1), "clips": args.clips,
-                "dtype": args.dtype, **{language: judge(pipe, args.clips, language) for language in ("en", "zh")}})
-            _write(found, args.out)
-    else:
-        name, pipe = args.name, load(args.weights, dtype=args.dtype)
-        weights = hashlib.sha256((Path(args.weights or WEIGHTS) / "unet.safetensors").read_bytes()).hexdigest()
-        if any(row["weights"] != weights for row in found[name]):
-            raise ValueError(f"{args.out / RESULTS.name} has rows of another UNet than {weights[:12]}.., and a "
-                             "table is of one model; choose another --out")
-        for setting in tqdm(settings(name, pipe.config.guidance_scale), desc=name):
-            if setting not in {(row["sampler"], row["steps"], row["guidance"]) for row in found[name]}:
-                row = sample(pipe, *setting, args.clips, args.seed)
-                found[name].append({**row, "dtype": args.dtype, "weights": weights})
-                _write(found, args.out)
-    print(table(name, found))
-    return 0

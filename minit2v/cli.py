@@ -15,12 +15,10 @@ import traceback
 import warnings
 from pathlib import Path
 
-from minit2v import __version__, cli_course, cli_evaluate, cli_finetune
+from minit2v import __version__, cli_course, cli_evaluate, cli_finetune, cli_train
 
 SAMPLERS = ("ddim", "ddpm", "dpm++")
 DTYPES = ("float32", "float16", "bfloat16")
-STAGES = ("all", "autoencoder", "text", "image", "video")
-ABLATIONS = ("order", "layers", "mixing", "languages", "steps", "guidance")      # ablation.py
 LAYOUTS = ("minit2v", "diffusers", "modelscope")
 ENDINGS = (".mp4", ".gif", ".webp", ".png")
 TOKENIZERS = ("open_clip", "hub")
@@ -31,8 +29,9 @@ RELEASED = "ali-vilab/text-to-video-ms-1.7b"                              # on t
 
 def generate(args) -> int:
     """Makes a clip of a sentence and writes it."""
-    from minit2v import pipeline, video
+    from minit2v import lora, pipeline, video
 
+    adapters = [lora.check_file(path) for path in args.lora or []]
     outputs = [video.check_path(path) for path in args.output or [Path("clip.mp4")]]     # before the work, not after
     given = args.prompt
     if args.translate:
@@ -41,7 +40,7 @@ def generate(args) -> int:
         args.prompt, args.negative_prompt = translate.to_english([args.prompt, args.negative_prompt], args.translator)
     pipe = pipeline.load(args.weights, dtype=args.dtype, device=args.device, vae_dtype=args.vae_dtype,
                          tokenizer=args.tokenizer, offload=args.offload)
-    for path in args.lora or []:
+    for path in adapters:
         pipe.load_lora(path)
     if args.guidance_scale is None:
         args.guidance_scale = pipe.config.guidance_scale
@@ -55,8 +54,8 @@ def generate(args) -> int:
     frames, height, width, _ = clip.shape
     settings = {"prompt": args.prompt, **options, "num_frames": frames, "height": height, "width": width,
                 "dtype": args.dtype, "model": pipe.config.name, "minit2v": __version__}
-    if args.lora:
-        settings["lora"] = [path.name for path in args.lora]
+    if adapters:
+        settings["lora"] = [path.name for path in adapters]
     if args.prompt != given:
         settings["translated_from"] = given
     fps = pipe.config.fps if args.fps is None else args.fps
@@ -83,21 +82,6 @@ def read_objects(clip, fps: float) -> list[dict]:
     from minit2v import referee
 
     return [vars(reading) for reading in referee.read(clip, fps)]
-
-
-def train(args) -> int:
-    """Trains a model, stage by stage; the same command goes on where a killed one stopped."""
-    from minit2v import distributed, recipe
-
-    with distributed.processes():
-        return recipe.main_train(args) or 0
-
-
-def ablate(args) -> int:
-    """Shows what a part is worth by leaving it out: in training at equal compute, or in sampling."""
-    from minit2v import ablation
-
-    return ablation.main_ablate(args) or 0
 
 
 def download(args) -> int:
@@ -224,28 +208,7 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--json", action="store_true", help="print the answer as JSON")
 
     cli_evaluate.add(verb, _positive, _seed, _add_sampling)
-
-    one = verb(train)
-    one.add_argument("--preset", choices=("mini",), default="mini", help="which configuration (default: mini)")
-    one.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for checkpoints, log and model")
-    one.add_argument("--stage", choices=STAGES, default="all", help="(default: all, one after the other)")
-    one.add_argument("--steps", type=_positive, metavar="N", help="training steps of a stage (default: the recipe's)")
-    one.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
-                     help="bfloat16 is faster where the processor knows it (default: float32)")
-    one.add_argument("--threads", type=_positive, metavar="N", help="processor threads (default: torch's choice)")
-    one.add_argument("--accumulate", type=_positive, default=1, metavar="N", help="cut batches into N micro-batches, "
-                     "which processes share out (default: 1); captions and clips are compared within one")
-
-    one = verb(ablate)
-    one.add_argument("name", choices=ABLATIONS, metavar="NAME", help=f"what to compare: {', '.join(ABLATIONS)}")
-    one.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for runs, table and figure; rows "
-                     "that are in its table already are not made again")
-    one.add_argument("--clips", type=_positive, default=100, metavar="N", help="clips of each row (default: 100)")
-    one.add_argument("--seed", type=_seed, default=0, help="of training, or of the first clip (default: 0)")
-    one.add_argument("--weights", metavar="W", help="folder of a model (default: the mini model that comes along)")
-    one.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
-                     help="bfloat16 is faster where the processor knows it (default: float32)")
-    one.add_argument("--threads", type=_positive, metavar="N", help="processor threads (default: torch's choice)")
+    cli_train.add(verb, _positive, _seed)
 
     one = verb(download)
     one.add_argument("hub_id", nargs="?", default=RELEASED, metavar="HUB_ID",

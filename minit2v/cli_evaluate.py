@@ -19,7 +19,8 @@ def add(verb, positive, seed, add_sampling) -> None:
     one.add_argument("--referee", action="store_true", help="score the referee instead of a model")
     one.add_argument("--published", action="store_true",
                      help="only print what was published of the released model, and why it cannot be compared")
-    one.add_argument("--clips", type=positive, default=400, metavar="N", help="clips in each row (default: 400)")
+    one.add_argument("--clips", type=positive, default=512, metavar="N", help="clips in each row (default: 512, for "
+                     "the course Frechet distance)")
     one.add_argument("--steps", type=positive, default=50, metavar="N", help="sampling steps a clip (default: 50)")
     add_sampling(one)
     one.add_argument("--seed", type=seed, default=0, help="of the first clip, then counting up (default: 0)")

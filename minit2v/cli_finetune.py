@@ -14,18 +14,24 @@ def finetune(args) -> int:
     """Teaches a model your own clips: films with captions in a folder; the same command goes on after a kill."""
     import torch
 
-    from minit2v import distributed, examples, footage, pipeline
-    from minit2v.finetune import finetune as teach
+    from minit2v import distributed, examples, footage, pipeline, sharding
+    from minit2v import finetune as practice
     from minit2v.training import Plan
 
     if args.weights and Path(args.weights).resolve() == args.out.resolve():
         raise ValueError(f"--out and --weights are both {str(args.out)!r}; the result needs a folder of its own")
+    plan = Plan(steps=args.steps, batch=args.batch, lr=args.lr or RATES[args.learns], accumulate=args.accumulate,
+                warmup=min(100, max(1, args.steps // 10)), ema=args.ema, save_every=args.save_every)
+    ways = {name: getattr(args, name) for name in ("learns", "rank", "layers", "image_share", "min_snr", "shard")}
     with distributed.processes(args.device or "cpu") as device:
+        if args.shard:
+            sharding.check_started()
         pipe = pipeline.load(args.weights, device=device)
+        practice.check(pipe, plan, args.out, **ways)     # before any film is encoded
         size = {name: getattr(args, name) or getattr(pipe.config, name) for name in ("num_frames", "fps", "height",
                                                                                      "width")}
         size["fps"] = int(size["fps"]) if size["fps"] == int(size["fps"]) else size["fps"]
-        examples.check_size(pipe, size["height"], size["width"])
+        pipe.check_size(size["height"], size["width"])
         shown = distributed.first()
         films, skipped = footage.scan(args.data, size["num_frames"], size["fps"], progress=shown)
         if args.dry_run:
@@ -33,11 +39,9 @@ def finetune(args) -> int:
         with distributed.first_ahead():
             learnt, failed = examples.of_films(pipe, films, args.cache or args.out / "cache", **size, progress=shown)
         _tell(len(learnt), skipped + failed)
-        plan = Plan(steps=args.steps, batch=args.batch, lr=args.lr or RATES[args.learns], accumulate=args.accumulate,
-                    warmup=min(100, max(1, args.steps // 10)), ema=args.ema, save_every=args.save_every)
-        report = teach(pipe, learnt, None, plan, args.out, args.learns, args.rank, args.alpha, args.layers,
-                       args.image_share, args.min_snr, checkpointing=args.checkpointing, judge=args.judge,
-                       autocast=torch.bfloat16 if args.dtype == "bfloat16" else None, seed=args.seed)
+        report = practice.finetune(pipe, learnt, None, plan, args.out, alpha=args.alpha, judge=args.judge,
+                                   autocast=torch.bfloat16 if args.dtype == "bfloat16" else None, seed=args.seed,
+                                   checkpointing=args.checkpointing, **ways)
         if shown:
             _report(args, report)
     return 0
@@ -119,6 +123,8 @@ def add(verb, positive, seed, number, share) -> None:
     one.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
                      help="bfloat16 for mixed precision (default: float32)")
     one.add_argument("--checkpointing", action="store_true", help="far less memory for a third more time")
+    one.add_argument("--shard", action="store_true", help="for models too large for a card: each process that torchrun "
+                     "started holds a piece of every weight, and AdamW alone learns")
     one.add_argument("--ema", type=share, default=0.99, metavar="D", help="share of the weights' moving average that "
                      "is kept at each step; 0 for none (default: 0.99)")
     one.add_argument("--num-frames", type=positive, metavar="N", help="of a clip (default: the model's)")

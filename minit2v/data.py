@@ -6,7 +6,6 @@ number, because scenes are drawn with a generator seeded by these two. Captions 
 clip is used, in English or in Chinese.
 """
 
-import hashlib
 import itertools
 import random
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from tqdm.auto import tqdm
 from .autoencoder import Autoencoder
 from .captions import caption
 from .files import write_whole
+from .tensorfiles import fingerprint
 from .world import Scene, render, sample_scene
 
 SHARD = 1000
@@ -47,7 +47,7 @@ def encode_world(folder: str | Path, autoencoder: Autoencoder, shards: dict[int,
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    made_of = fingerprint(autoencoder)
+    made_of = encoder_fingerprint(autoencoder, drawing=render(scenes_of(3, 0, 4), num_frames=2, fps=1.0))
     todo = [(level, k) for level, count in shards.items() for k in range(count)
             if _made_of(_file(folder, level, k)) != made_of]
     bar = tqdm(total=len(todo) * SHARD, desc="rendering and encoding clips", unit="clip",
@@ -64,14 +64,11 @@ def encode_world(folder: str | Path, autoencoder: Autoencoder, shards: dict[int,
     bar.close()
 
 
-def fingerprint(autoencoder: Autoencoder) -> str:
-    """16 hexadecimal digits that change with what latents follow from: the encoder's weights, and the drawing."""
-    digest = hashlib.sha256(str(autoencoder.config.scaling_factor).encode())
-    for name, value in sorted(autoencoder.state_dict().items()):
-        if not name.startswith(("decoder", "post_quant_conv")):
-            digest.update(value.float().cpu().numpy().tobytes())
-    digest.update(render(scenes_of(3, 0, 4), num_frames=2, fps=1.0).numpy().tobytes())
-    return digest.hexdigest()[:16]
+def encoder_fingerprint(autoencoder: Autoencoder, **more: Tensor) -> str:
+    """A fingerprint of what latents follow from: the encoder's weights and its scale, and `more` tensors."""
+    weights = {name: value for name, value in autoencoder.state_dict().items()
+               if not name.startswith(("decoder", "post_quant_conv"))}
+    return fingerprint({**weights, **more}, autoencoder.config.scaling_factor)
 
 
 def _made_of(path: Path) -> str | None:

@@ -8,6 +8,7 @@ that says of real clips that they are as good with their frames shuffled has not
 
 import json
 import random
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -173,10 +174,12 @@ def notes(rows: list[dict]) -> list[str]:
              "interval, by bootstrap over clips."]
     if any(row["measure"] == "course Frechet distance" for row in rows):
         found.append("Course Frechet distance: to real clips of other scenes, with 32 features of a network trained on "
-                     "Moving Shapes. It is not FVD. Its floor is what real clips have.")
-    if any(row.get("biased") for row in rows):
-        found.append(f"(biased): of fewer than {ENOUGH} clips; the floor is high, and rows of other sizes cannot be "
-                     f"compared. Take --clips {ENOUGH} or more.")
+                     "Moving Shapes. It is not FVD. Its floor is what as many real clips have.")
+    few = [row for row in rows if row["measure"] == "course Frechet distance" and row["biased"]]
+    if few:
+        counts = ", ".join(f"{row['count']} of {row['clips']}" for row in few)
+        found.append(f"(biased): of fewer than {ENOUGH} clips ({counts}); the floor is high, and rows of other sizes "
+                     f"cannot be compared. Take --clips {ENOUGH} or more.")
     if any(row["measure"] == "FVD" for row in rows):
         found.append(f"FVD is biased by the number of clips; papers take {fvd.CLIPS}. Its floor, under \"real clips\", "
                      "is one half of them against the other. `minit2v evaluate --published`: why no two are alike.")
@@ -287,6 +290,10 @@ def main_evaluate(args) -> int:
         raise ValueError(f"without --real FOLDER a model is asked for Moving Shapes, which {pipe.config.name!r} does "
                          "not know; give a folder of films with captions, and --i3d FILE or --clip FILE")
     else:
+        few = [name for name, members in GROUPS.items() if args.clips * len(members) < ENOUGH]
+        if few:
+            warnings.warn(f"{args.clips} clips a row are too few for the course Frechet distance, which needs {ENOUGH} "
+                          f"({', '.join(few)}); it will be marked as biased", stacklevel=2)
         sets = collect(pipe, args.clips, args.seed, **settings)
         found["rows"], found["figures"] = accuracy_rows(sets), figures(sets)
         print(f"{args.clips} clips a row, per cent right; {how}")

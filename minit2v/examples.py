@@ -15,14 +15,14 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from .data import to_model
+from .data import encoder_fingerprint, to_model
 from .files import write_whole
 from .footage import Film, read_clip
 from .pipeline import TextToVideo
-from .tensorfiles import read
+from .tensorfiles import fingerprint, read
 
 LONGEST = 256                                            # frames kept of a film, from its middle: 32 s at 8 a second
 CHUNK = 8                                                # frames that are encoded at a time
@@ -81,7 +81,7 @@ def of_clips(pipe: TextToVideo, clips: Tensor | list[Tensor], captions: list[str
     for clip in clips:
         if clip.dtype != torch.uint8 or clip.ndim != 4 or clip.shape[1:] != clips[0].shape[1:] or clip.shape[-1] != 3:
             raise ValueError(f"a clip is {clip.dtype} {tuple(clip.shape)}; all must be uint8 (F, H, W, 3) of one size")
-    check_size(pipe, *clips[0].shape[1:3])
+    pipe.check_size(*clips[0].shape[1:3])
     frames = min(pipe.config.num_frames, *map(len, clips))
     latents = [_encode(pipe, clip) for clip in tqdm(clips, desc="encoding clips", disable=not progress, leave=False)]
     contexts = {caption: _read(pipe, caption) for caption in dict.fromkeys(["", *captions])}
@@ -94,12 +94,10 @@ def of_films(pipe: TextToVideo, films: list[Film], cache: str | Path, num_frames
 
     Raises ValueError for a size that the model cannot have, or if no film can be decoded.
     """
-    check_size(pipe, height, width)
+    pipe.check_size(height, width)
     cache = Path(cache)
     cache.mkdir(parents=True, exist_ok=True)
-    encoder = _fingerprint(pipe.autoencoder, lambda name: not name.startswith(("decoder", "post_quant_conv")))
-    encoder += str(pipe.autoencoder.config.scaling_factor)
-    reader = _fingerprint(pipe.text_encoder)
+    encoder, reader = encoder_fingerprint(pipe.autoencoder), fingerprint(pipe.text_encoder.state_dict())
     latents, captions, skipped = [], [], []
     for film in tqdm(films, desc="encoding films", unit="film", disable=not progress, leave=False):
         count = min(film.room(fps), max(LONGEST, num_frames))
@@ -124,14 +122,6 @@ def of_films(pipe: TextToVideo, films: list[Film], cache: str | Path, num_frames
     return Examples(latents, captions, contexts, num_frames, fps), skipped
 
 
-def check_size(pipe: TextToVideo, height: int, width: int) -> None:
-    """Raises ValueError unless the model can make frames of height x width pixels."""
-    for name, size in (("height", height), ("width", width)):
-        if size < 1 or size % pipe.size_multiple:
-            nearest = max(1, round(size / pipe.size_multiple)) * pipe.size_multiple
-            raise ValueError(f"{name} is {size} pixels, but must be a multiple of {pipe.size_multiple}; try {nearest}")
-
-
 @torch.inference_mode()
 def _encode(pipe: TextToVideo, clip: Tensor) -> Tensor:
     """(T, H, W, 3) uint8 -> latents (T, 4, h, w) float16 on the CPU: the mean of the posterior, a few frames a time."""
@@ -154,12 +144,3 @@ def _kept(path: Path, make: Callable[[], Tensor]) -> Tensor:
         with write_whole(path) as part:
             save_file({"value": make()}, part)
         return read(path)["value"]
-
-
-def _fingerprint(network: nn.Module, of: Callable[[str], bool] = lambda name: True) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        if of(name):
-            numbers = value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-            digest.update(f"{name} {value.dtype}".encode() + numbers)
-    return digest.hexdigest()

@@ -10,7 +10,6 @@ look; or LoRA's small matrices, which change least and fit into a small file. Fr
 original did (Wang et al. 2023, section 3.3). What came of it is measured, see beforeafter.py.
 """
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,12 +20,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from . import beforeafter, distributed, lora
+from . import beforeafter, distributed, lora, sharding
 from .diffusion import denoising_loss
 from .examples import Examples, of_clips
 from .files import write_whole
 from .pipeline import TextToVideo
-from .training import Plan, fit, read_log
+from .tensorfiles import fingerprint
+from .training import Plan, check_way, fit, read_log
 
 
 def is_temporal(name: str) -> bool:
@@ -59,7 +59,7 @@ def finetune(pipe: TextToVideo, clips: Tensor | list[Tensor] | Examples, caption
              folder: str | Path, learns: str = "lora", rank: int = 4, alpha: float | None = None, layers: str = "all",
              image_share: float = 0.0, min_snr: float | None = None, drop: float = 0.1,
              autocast: torch.dtype | None = None, checkpointing: bool = False, judge: int = 8, seed: int = 0,
-             progress: bool = True) -> dict:
+             progress: bool = True, shard: bool = False) -> dict:
     """Teaches `pipe` some clips. Returns the report; `pipe` has then learnt, and `folder` holds the result.
 
     clips: (N, F, H, W, 3) uint8, or a list of N clips; captions: one for each. Or `Examples` that are encoded
@@ -74,6 +74,7 @@ def finetune(pipe: TextToVideo, clips: Tensor | list[Tensor] | Examples, caption
     min_snr: weighs the loss by min(SNR, min_snr), see diffusion.loss_weight; 5 is usual. None is the plain loss.
     drop: share of captions that are left empty, for guidance. autocast: torch.bfloat16 for mixed precision.
     checkpointing: less memory, a third more time. judge: prompts to compare before and after; 0 for none.
+    shard: each of several processes holds a piece of every weight (sharding.py); all that learns learns by AdamW.
 
     With LoRA the adapters stay beside the weights of `pipe.unet`: lora.merge makes it as fast as before, and
     lora.remove takes them away. Where several processes run (distributed.py), all call this alike.
@@ -83,21 +84,19 @@ def finetune(pipe: TextToVideo, clips: Tensor | list[Tensor] | Examples, caption
     Raises ValueError for what does not fit, before anything is written.
     """
     folder = Path(folder)
+    check(pipe, plan, folder, learns, rank, layers, image_share, min_snr, drop, shard)
     examples = clips if isinstance(clips, Examples) else of_clips(pipe, clips, captions or [], progress=progress)
-    _check(pipe, examples, learns, image_share, min_snr, drop, layers)
-    unet, device = pipe.unet, pipe.device
+    unet, device, mine = pipe.unet, pipe.device, LEARNS[learns]
+    unet._check(torch.empty(1, *examples.shape, device="meta"), torch.zeros(1))
     if learns == "lora":
         lora.add(unet, rank, alpha, LAYERS.get(layers, layers), torch.Generator().manual_seed(seed))
-    mine = LEARNS[learns]
-    if image_share and all(is_temporal(name) for name, _ in unet.named_parameters() if mine(name)):
-        lora.remove(unet)
-        raise ValueError(f"image_share is {image_share}, but nothing that learns here sees single frames; make it 0")
     for name, p in unet.named_parameters():
         if mine(name):
             p.data = p.data.clone()                      # weights are mapped from their file; that stays as it is
-    settings = {"learns": learns, "seed": seed, "model": _digest(_sample(unet, lambda name: not is_adapter(name))),
-                "data": _digest({str(i): x for i, x in enumerate(examples.latents)}, "|".join(examples.captions)),
-                "clip": list(examples.shape)}
+    latents = {str(i): clip for i, clip in enumerate(examples.latents)}
+    settings = {"learns": learns, "seed": seed,
+                "model": fingerprint(_sample(unet, lambda name: not is_adapter(name)))[:16],
+                "data": fingerprint(latents, examples.captions)[:16], "clip": list(examples.shape)}
     if learns == "lora":
         settings |= {"rank": rank, "alpha": rank if alpha is None else alpha, "layers": LAYERS.get(layers, layers)}
     with distributed.first_ahead():
@@ -119,7 +118,7 @@ def finetune(pipe: TextToVideo, clips: Tensor | list[Tensor] | Examples, caption
     for network in waiting:
         network.to("cpu")
     unet.gradient_checkpointing = checkpointing
-    average = fit(unet, objective, plan, folder / "run", seed, mine, autocast, progress=progress)
+    average = fit(unet, objective, plan, folder / "run", seed, mine, autocast, progress=progress, shard=shard)
     unet.load_state_dict(average, strict=False)
     unet.eval().gradient_checkpointing = False
     for network in waiting:
@@ -140,8 +139,12 @@ def finetune(pipe: TextToVideo, clips: Tensor | list[Tensor] | Examples, caption
     return report
 
 
-def _check(pipe: TextToVideo, examples: Examples, learns: str, image_share: float, min_snr: float | None,
-           drop: float, layers: str) -> None:
+def check(pipe: TextToVideo, plan: Plan, folder: Path, learns: str = "lora", rank: int = 4, layers: str = "all",
+          image_share: float = 0.0, min_snr: float | None = None, drop: float = 0.1, shard: bool = False) -> None:
+    """Raises ValueError for settings that do not fit the model, one another, the processes or the folder's run.
+
+    The arguments are those of `finetune`. No clips are needed, so a command can ask before it encodes any.
+    """
     if learns not in LEARNS:
         raise ValueError(f"learns is {learns!r}; choose one of {', '.join(LEARNS)}")
     for name, value in (("image_share", image_share), ("drop", drop)):
@@ -156,7 +159,21 @@ def _check(pipe: TextToVideo, examples: Examples, learns: str, image_share: floa
         raise ValueError("this model is offloaded; call pipe.to(device) before it learns")
     if lora.adapters(pipe.unet):
         raise ValueError("this model has LoRA adapters already; lora.merge and lora.remove make them part of it")
-    pipe.unet._check(torch.empty(1, *examples.shape, device="meta"), torch.zeros(1))
+    names = [name for name, _ in pipe.unet.named_parameters() if LEARNS[learns](name)]
+    if learns == "lora":
+        try:
+            names, found = zip(*lora.chosen(pipe.unet, LAYERS.get(layers, layers)).items())
+        except ValueError as error:
+            raise ValueError(f"layers is {layers!r}, which is neither one of {', '.join(LAYERS)} nor fits the names of "
+                             f"layers: {error}") from error
+        for linear in found:                             # does the rank fit? tried on a layer without numbers
+            lora.LoRA(nn.Linear(linear.in_features, linear.out_features, device="meta"), rank, rank)
+    if image_share and all(map(is_temporal, names)):
+        raise ValueError(f"image_share is {image_share}, but nothing that learns here sees single frames; make it 0")
+    distributed.share_out(plan.accumulate)
+    if shard:
+        sharding.check_started()
+    check_way(folder / "run", shard)
 
 
 def _same_run(folder: Path, settings: dict) -> None:
@@ -223,10 +240,3 @@ def _moved(unet: nn.Module, start: dict[str, Tensor]) -> float:
         added = sum((now[name] - p).double().square().sum() for name, p in start.items())
         size = sum(p.double().square().sum() for p in start.values())
     return (added / size.clamp(min=1e-30)).sqrt().item()
-
-
-def _digest(tensors: dict[str, Tensor], text: str = "") -> str:
-    digest = hashlib.sha256(text.encode())
-    for name, value in sorted(tensors.items()):
-        digest.update(name.encode() + value.float().numpy().tobytes())
-    return digest.hexdigest()[:16]

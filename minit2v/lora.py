@@ -63,6 +63,18 @@ def adapters(unet: nn.Module) -> dict[str, LoRA]:
     return {name: module for name, module in unet.named_modules() if isinstance(module, LoRA)}
 
 
+def chosen(unet: nn.Module, where: str = ATTENTION) -> dict[str, nn.Linear]:
+    """The linear layers whose names match the regular expression `where`. Raises ValueError if there are none."""
+    layers = {name: module for name, module in unet.named_modules() if isinstance(module, nn.Linear)}
+    try:
+        found = {name: module for name, module in layers.items() if re.search(where, name)}
+    except re.error as error:
+        raise ValueError(f"{where!r} is no regular expression: {error}") from error
+    if not found:
+        raise ValueError(f"no linear layer has a name that matches {where!r}; names look like {next(iter(layers))}")
+    return found
+
+
 def add(unet: nn.Module, rank: int = 4, alpha: float | None = None, where: str = ATTENTION,
         generator: torch.Generator | None = None) -> dict[str, LoRA]:
     """Puts adapters beside the linear layers whose names match `where`, and freezes everything else.
@@ -72,10 +84,7 @@ def add(unet: nn.Module, rank: int = 4, alpha: float | None = None, where: str =
     """
     if adapters(unet):
         raise ValueError("this UNet has adapters already; remove them first (what is merged stays in the weights)")
-    layers = {name: m for name, m in unet.named_modules() if isinstance(m, nn.Linear) and re.search(where, name)}
-    if not layers:
-        raise ValueError(f"no linear layer has a name that matches {where!r}; names look like "
-                         f"{next(n for n, m in unet.named_modules() if isinstance(m, nn.Linear))}")
+    layers = chosen(unet, where)
     generator = generator or torch.Generator().manual_seed(0)
     made = {name: LoRA(linear, rank, rank if alpha is None else alpha, generator) for name, linear in layers.items()}
     unet.requires_grad_(False)
@@ -118,6 +127,17 @@ def save(unet: nn.Module, path: str | Path) -> None:
         save_file(tensors, part, metadata={"format": "pt"})
 
 
+def check_file(path: Path) -> Path:
+    """Returns `path`. Raises FileNotFoundError that says what to give if there is no file."""
+    if path.is_dir():
+        raise FileNotFoundError(f"{str(path)!r} is a folder; name the file of the adapter in it, such as "
+                                f"{str(path / 'lora.safetensors')!r}")
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no adapter {str(path)!r}; `minit2v finetune --learns lora --out DIR` writes "
+                                "one as DIR/lora.safetensors")
+    return path
+
+
 def load(unet: nn.Module, path: str | Path) -> dict[str, LoRA]:
     """Adds the adapters of a file that `save`, diffusers' save_lora_weights or peft's save_pretrained wrote.
 
@@ -127,7 +147,7 @@ def load(unet: nn.Module, path: str | Path) -> dict[str, LoRA]:
     """
     if adapters(unet):
         raise ValueError("this UNet has adapters already; remove them before others are loaded")
-    path = Path(path)
+    path = check_file(Path(path))
     stored, settings = read(path), path.with_name("adapter_config.json")
     alpha = json.loads(settings.read_text(encoding="utf-8")).get("lora_alpha") if settings.exists() else None
     ours = {translate(name + ".", UNET_DIFFUSERS): name for name, m in unet.named_modules() if isinstance(m, nn.Linear)}

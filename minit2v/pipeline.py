@@ -68,6 +68,14 @@ class TextToVideo:
         """Heights and widths are multiples of this: what the autoencoder shrinks, times what the UNet halves."""
         return self.config.autoencoder.downscale * 2 ** (len(self.config.unet.multipliers) - 1)
 
+    def check_size(self, height: int, width: int) -> None:
+        """Raises ValueError unless frames can have height x width pixels."""
+        for name, size in (("height", height), ("width", width)):
+            _check_whole(name, size)
+            if size != (nearest := max(1, round(size / self.size_multiple)) * self.size_multiple):
+                raise ValueError(f"{name} is {size} pixels, but must be a multiple of {self.size_multiple} (what the "
+                                 f"autoencoder shrinks, times what the UNet halves); try {nearest}")
+
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "TextToVideo":
         """Moves the three networks to a device, or to another number type, or both. Returns self."""
         for name in NETWORKS:
@@ -169,8 +177,7 @@ class TextToVideo:
         precision = torch.float64 if self.dtype == torch.float64 else torch.float32
         start = draw_noise(shape, generators) if latents is None else latents
         times = self.process.times(num_inference_steps, spacing)
-        shown = progress and _is_watched()
-        bar = tqdm(total=len(times) - 1, desc=sampler, disable=not shown, leave=False)
+        bar = tqdm(total=len(times) - 1, desc=sampler, disable=not (progress and _is_watched()), leave=False)
         with torch.inference_mode(), offload.recycled(), bar:
             def after_step(i, x0):
                 limits.check_step(x0, i + 1, len(times) - 1, self.dtype)
@@ -230,8 +237,7 @@ class TextToVideo:
         if not 0 <= eta <= 1 or (eta > 0 and sampler != "ddim"):
             raise ValueError(f"eta is {eta} with the sampler {sampler}; it must lie between 0 and 1, and only ddim "
                              "knows it (ddpm is always random, dpm++ never)")
-        usual = self.config.diffusion.spacing or SPACINGS[sampler]
-        return usual if spacing is None else spacing
+        return (self.config.diffusion.spacing or SPACINGS[sampler]) if spacing is None else spacing
 
     def _latent_shape(self, count, num_frames, height, width, latents) -> tuple[int, ...]:
         """(N, 4, F, h, w) for the sizes asked for; checks them, and that `latents`, if given, are like that."""
@@ -243,20 +249,14 @@ class TextToVideo:
                                  f"{channels}, frames, height, width)")
             default = latents.shape[2], latents.shape[3] * downscale, latents.shape[4] * downscale
         asked = [value if given is None else given for given, value in zip((num_frames, height, width), default)]
-        for name, value in zip(("num_frames", "height", "width"), asked):
-            _check_whole(name, value)
-        for name, size in zip(("height", "width"), asked[1:]):
-            if size % self.size_multiple:
-                nearest = max(1, round(size / self.size_multiple)) * self.size_multiple
-                raise ValueError(f"{name} is {size} pixels, but must be a multiple of {self.size_multiple} (the "
-                                 f"autoencoder shrinks it {downscale} times, the UNet halves the rest); try {nearest}")
+        _check_whole("num_frames", asked[0])
+        self.check_size(*asked[1:])
         shape = (count, channels, asked[0], asked[1] // downscale, asked[2] // downscale)
         if latents is not None and tuple(latents.shape) != shape:
             raise ValueError(f"latents have shape {tuple(latents.shape)}, but for {count} prompts of {asked[0]} frames "
                              f"and {asked[1]} x {asked[2]} pixels, they must be {shape}")
         if latents is not None and not latents.isfinite().all():
-            raise ValueError("latents hold values that are NaN or infinite; the start noise must be finite numbers, "
-                             "as torch.randn makes them")
+            raise ValueError("latents hold values that are NaN or infinite; the start noise must be finite numbers")
         return shape
 
     def _warn_of_unknown_words(self, prompts: list[str]) -> None:

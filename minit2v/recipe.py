@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from . import distributed
+from . import distributed, sharding
 from .autoencoder import Autoencoder
 from .captions import caption, caption_words
 from .config import ModelConfig, mini
@@ -36,6 +36,7 @@ from .unet import UNet
 from .world import Scene, combinations, render, sample_scene, sample_thing
 
 STAGES = ("autoencoder", "text", "image", "video")
+UNETS = ("image", "video")               # stages that train the UNet
 PLANS = {
     "autoencoder": Plan(steps=6000, batch=16, lr=3e-3, ema=0.998),
     "text": Plan(steps=400, batch=192, lr=2e-3, weight_decay=0.05, ema=0.99, save_every=100),
@@ -290,6 +291,10 @@ def main_train(args) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     out = Path(args.out)
+    if args.shard:
+        if args.stage not in ("all", *UNETS):
+            raise ValueError(f"stage {args.stage!r} has no UNet, and only a UNet is cut into pieces: leave --shard out")
+        sharding.check_started()
     runs = {"autoencoder": train_autoencoder, "text": train_text, "image": train_image, "video": train_video}
     for stage in STAGES if args.stage == "all" else (args.stage,):
         saved = out / "config.json"
@@ -299,9 +304,9 @@ def main_train(args) -> int:
                 raise FileNotFoundError(f"{out / part}.safetensors is missing, and stage {stage!r} starts from it. "
                                         f"First: minit2v train --stage {MADE_BY[part]} --out {out}")
         plan = PLANS[stage] if args.steps is None else replace(PLANS[stage], steps=args.steps)
-        if (parts := getattr(args, "accumulate", 1)) > 1:
-            plan = replace(plan, accumulate=parts, batch=max(1, plan.batch // parts))
-        runs[stage](config, out, plan, autocast=torch.bfloat16 if args.dtype == "bfloat16" else None)
+        plan = replace(plan, accumulate=args.accumulate, batch=max(1, plan.batch // args.accumulate))
+        options = {"shard": True} if args.shard and stage in UNETS else {}
+        runs[stage](config, out, plan, autocast=torch.bfloat16 if args.dtype == "bfloat16" else None, **options)
         distributed.everyones(stage)                     # nobody reads what the first has not written yet
         print(f"{stage}: the weights are in {out}, the log and the checkpoint in {out / 'runs' / stage}")
     return 0

@@ -41,8 +41,7 @@ class Pieces:
 
     def __init__(self, model: nn.Module, learns: Callable[[str], bool] = lambda name: True,
                  autocast: torch.dtype | None = None):
-        if not dist.is_initialized():
-            raise ValueError(f"weights are shared out among processes, and there is only this one. Start it by {START}")
+        check_started()
         if not any(isinstance(module, Block) for module in model.modules()):
             raise ValueError(f"{type(model).__name__} has no blocks of a UNet; only the UNet is cut into pieces. The "
                              "other networks fit on any card: train them without shards.")
@@ -158,6 +157,18 @@ class Pieces:
         return tensors, updates
 
 
+def check_started() -> None:
+    """Raises ValueError where weights cannot be shared out: without processes to share them, or with an old torch."""
+    from torch.distributed.fsdp import FSDPModule
+
+    if not dist.is_initialized():
+        raise ValueError("with shards the weights are cut into pieces, one for each of several processes, and torchrun "
+                         f"did not start this one. Start it by {START}, or leave the shards out")
+    if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
+        raise ValueError(f"this is torch {torch.__version__}, whose FSDP2 waits for ever when one process draws images "
+                         "and another one clips. Install a newer one: pip install -U torch")
+
+
 def units(model: nn.Module) -> list[list[nn.Module]]:
     """What of a UNet is put together at a time: the text's keys and values of all blocks; each block; all the rest."""
     blocks = [module for module in model.modules() if isinstance(module, Block)]
@@ -169,11 +180,8 @@ def units(model: nn.Module) -> list[list[nn.Module]]:
 def _cut(model: nn.Module, autocast: torch.dtype | None) -> None:
     """Tells FSDP2 so, and what to do where processes use different parameters."""
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
-        raise ValueError(f"this is torch {torch.__version__}, whose FSDP2 waits for ever when one process draws images "
-                         "and another one clips. Install a newer one: pip install -U torch")
     options = {"mesh": init_device_mesh(next(model.parameters()).device.type, (distributed.world(),)),
                "mp_policy": MixedPrecisionPolicy(param_dtype=autocast, reduce_dtype=autocast and torch.float32,
                                                  cast_forward_inputs=False)}

@@ -10,6 +10,7 @@ system may drop them from memory again. What has been looked at counts as memory
 closed; whoever walks through a large file to convert it should open it anew every now and then (`layouts.Part`).
 """
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -66,6 +67,18 @@ def read(path: Path, names: set[str] | None = None, numbers: bool = True) -> dic
         raise ValueError(f"{path} holds a {type(state).__name__}, but must hold a dictionary of named tensors; "
                          "save the network's state_dict()")
     return state if names is None else {name: state[name] for name in state if name in names}
+
+
+def fingerprint(tensors: dict[str, Tensor], *also: object) -> str:
+    """64 hexadecimal digits that change with every number, name, shape and type of some tensors, and with `also`.
+
+    The order of the names says nothing. also: what else to tell apart, by its repr: numbers, strings, lists of them.
+    """
+    digest = hashlib.sha256(repr(also).encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(repr((name, value.dtype, tuple(value.shape))).encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def is_mapped(path: Path) -> bool:

@@ -223,9 +223,7 @@ def _resume(folder: Path, parameters: dict, ema: Ema, optimizers: list,
     if distributed.first():
         for left in folder.glob(".checkpoint.pt.*.part"):            # what a kill during saving has left behind
             left.unlink()
-    if path.exists() if pieces else any(folder.glob("checkpoint-*")):
-        raise ValueError(f"{folder} holds the checkpoint of a run {'without' if pieces else 'with'} shards. Go on "
-                         f"{'without' if pieces else 'with'} them, or choose another folder.")
+    check_way(folder, shard=pieces is not None)
     if pieces:
         state = pieces.resume(folder, ema.average, optimizers[0])
     else:
@@ -233,6 +231,15 @@ def _resume(folder: Path, parameters: dict, ema: Ema, optimizers: list,
     state = state or {"step": 0, "seconds": 0.0}
     _cut_log(folder, state["step"])
     return state["step"], state["seconds"], state.get("recent", [])
+
+
+def check_way(folder: Path, shard: bool) -> None:
+    """Raises ValueError if `folder` holds a checkpoint of the other way to train, with shards or without."""
+    if (folder / "checkpoint.pt").exists() if shard else any(folder.glob("checkpoint-*")):
+        way = "without" if shard else "with"
+        raise ValueError(f"{folder} holds the checkpoint of a run {way} shards. Go on {way} them, or choose another "
+                         "folder: with shards all learns by AdamW, without them matrices learn by Muon, and neither "
+                         "can go on from what the other remembers.")
 
 
 def _load(path: Path, parameters: dict, ema: Ema, optimizers: list) -> dict:

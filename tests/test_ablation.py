@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from minit2v import ablation, cli, metrics
+from minit2v import ablation, cli, cli_train, metrics, training
 from minit2v.ablation import ARMS, CHANCE, TRAINING, bill, flops, leave_out, results, small, table
 from minit2v.config import UNetConfig
 from minit2v.referee import read
@@ -185,6 +185,82 @@ def test_arms_that_begin_with_the_same_images_share_that_run(trained):
     assert runs == sorted([*(f"{name} 0" for name in ARMS), "images en zh 0", "images en 0"])
 
 
+def test_an_arm_is_trained_as_it_says(pipe, world, tmp_path, monkeypatch):
+    """Images and clips in its shares, captions in its languages, first weights and batches by its seed; averaged."""
+    monkeypatch.setattr(ablation, "BATCH", 4)
+    monkeypatch.setattr(ablation, "IMAGES", 6)
+    runs, genuine = [], ablation.unet_objective
+    texts, encode = [], ablation.SmallWorld.encode
+
+    def listening(process, encoder, clips, batch, share, images):
+        runs.append((clips.languages, batch, share, images))
+        return genuine(process, encoder, clips, batch, share, images)
+
+    monkeypatch.setattr(ablation, "unet_objective", listening)
+    monkeypatch.setattr(ablation.SmallWorld, "encode", lambda self, some: texts.extend(some) or encode(self, some))
+    models = []
+    english, clips_alone = "English captions only", "no single frames among the clips"
+    for name, seed in ((english, 0), (english, 1), (clips_alone, 0)):
+        model = tiny(pipe)
+        one = bill(ARMS[name], model.config, 1e15)
+        budget = 2.5 * one.clip_flops / (1 - ablation.IMAGE_PART)
+        ablation.train(ARMS[name], model, world, tmp_path, name, seed, budget=budget, progress=False)
+        state = torch.load(tmp_path / "runs" / f"{name} {seed}" / "checkpoint.pt", weights_only=True)
+        assert all(torch.equal(p, state["average"][key]) for key, p in model.unet.named_parameters())
+        models.append(model.unet.state_dict())
+        if name == english:
+            assert not any(re.search("[\u4e00-\u9fff]", text) for text in texts) and any(texts)
+        texts.clear()
+    assert runs[:2] == runs[2:4] == [(("en",), 4, 1.0, 6), (("en",), 4, ablation.IMAGE_SHARE, 6)]
+    assert runs[4:] == [(("en", "zh"), 4, 1.0, 6), (("en", "zh"), 4, 0.0, 6)]
+    fresh = [UNet(TINY), UNet(TINY)]
+    for seed, unet in enumerate(fresh):
+        ablation._initialise(unet, seed=3 + 1000 * seed)
+    for model, unet in zip(models, fresh):                            # far from one another, near to where it began
+        near = [torch.allclose(model[key], p, atol=0.05) for key, p in unet.state_dict().items()]
+        assert sum(near) > 0.9 * len(near)
+    assert not torch.allclose(models[0]["conv_in.weight"], models[1]["conv_in.weight"], atol=0.05)
+    names = {path.name for path in (tmp_path / "runs").iterdir()}
+    assert {"images en 0", "images en 1", "images en zh 0"} <= names
+
+
+def test_seconds_are_those_of_all_lives_of_a_run(tmp_path, monkeypatch):
+    """A clock that goes on by ten whenever it is looked at: at the start, and at each save."""
+    ticks = iter(range(0, 10_000, 10))
+    monkeypatch.setattr(ablation.time, "process_time", lambda: next(ticks))
+    calls, seeds = [], []
+
+    def objective(unet, generator, rng):
+        calls.append(None)
+        seeds.append(generator.initial_seed())
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return unet.conv_in.weight.square().mean(), {}
+
+    plan = replace(ablation.PLAN, steps=6, save_every=2)
+    with pytest.raises(KeyboardInterrupt):
+        ablation._fit(UNet(TINY), objective, plan, tmp_path / "run", 7, progress=False)
+    assert json.loads((tmp_path / "run" / "seconds.json").read_text()) == 10
+    _, seconds = ablation._fit(UNet(TINY), objective, plan, tmp_path / "run", 7, progress=False)
+    assert seconds == 10 + 20                            # of the first life until its save, and of the second
+    assert seeds[0] == training.generators(7, 0)[0].initial_seed()
+
+
+def test_a_trained_arm_is_judged_on_scenes_of_its_own_in_the_language_that_is_asked(pipe, monkeypatch):
+    """A model that draws what it is told, found again by its captions."""
+    for language in ("en", "zh"):
+        truth, rng = ablation.scenes(6, "judge"), random.Random(f"captions {language}")
+        told = {ablation.caption(scene, rng, language): scene for scene in truth}
+        config = pipe.config
+
+        def draws(pipe, prompts, **settings):
+            return ablation.render([told[prompt] for prompt in prompts], num_frames=config.num_frames, fps=config.fps,
+                                   height=config.height, width=config.width)
+
+        monkeypatch.setattr(metrics, "generate", draws)
+        assert ablation.judge(pipe, 6, language) == dict.fromkeys(metrics.ATTRIBUTES, 1.0)
+
+
 def test_a_trained_arm_is_judged(trained):
     model = trained["no temporal attention"][0]
     found = ablation.judge(model, 2, "zh")
@@ -193,9 +269,13 @@ def test_a_trained_arm_is_judged(trained):
 
 # --- sampling ---
 
-def test_rows_of_sampling_ask_the_network_as_often_as_they_say():
+def test_rows_of_sampling_ask_the_network_as_often_as_they_say(monkeypatch):
     pipe = ablation.load()
+    asked, genuine = [], metrics.generate
+    monkeypatch.setattr(metrics, "generate", lambda *given, **how: asked.append(how) or genuine(*given, **how))
     rows = [ablation.sample(pipe, sampler, steps, 1.0, 2) for sampler, steps in (("ddpm", 1), ("dpm++", 2))]
+    assert [(how["sampler"], how["num_inference_steps"], how["guidance_scale"]) for how in asked] == [
+        ("ddpm", 1, 1.0), ("dpm++", 2, 1.0)]
     assert [row["asked"] for row in rows] == [1, 2] and all(row["guidance"] == 1 for row in rows)
     assert {row["clips"] for row in rows} == {2} and all(0 <= row["all"] <= row["colour"] <= 1 for row in rows)
 
@@ -218,27 +298,47 @@ def test_every_setting_is_asked_for_once():
 # --- the command ---
 
 def test_the_command_knows_every_ablation():
-    assert cli.ABLATIONS == (*TRAINING, "steps", "guidance")
+    assert cli_train.ABLATIONS == (*TRAINING, "steps", "guidance")
     assert set(sum(TRAINING.values(), ())) == set(ARMS)
     args = cli.build_parser().parse_args(["ablate", "order", "--out", "x", "--seed", "1"])
-    assert args.run is cli.ablate and args.seed == 1
+    assert args.run is cli_train.ablate and args.seed == 1
 
 
 def test_the_command_makes_each_row_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ablation, "settings", lambda name, usual: [("ddim", 1, 1.0), ("dpm++", 1, usual)])
-    args = cli.build_parser().parse_args(["ablate", "guidance", "--out", str(tmp_path), "--clips", "1"])
-    assert ablation.main_ablate(args) == 0
+    command = ["ablate", "guidance", "--out", str(tmp_path), "--clips", "1"]
+    assert cli.main(command) == 0
     first = (tmp_path / "ablations.json").read_bytes()
     shown = capsys.readouterr().out.strip()
     assert shown == table("guidance", results(tmp_path / "ablations.json"))
     assert (tmp_path / "ablations.png").read_bytes().startswith(b"\x89PNG")
     assert [row["guidance"] for row in json.loads(first)["guidance"]] == [1.0, 4.0]
     monkeypatch.setattr(ablation, "sample", lambda *given: pytest.fail("a row is made again"))
-    ablation.main_ablate(args)
+    assert cli.main(command) == 0
     assert (tmp_path / "ablations.json").read_bytes() == first
     (tmp_path / "ablations.json").write_bytes(first.replace(json.loads(first)["guidance"][0]["weights"].encode(), b"0"))
-    with pytest.raises(ValueError, match="another UNet.*another --out"):
-        ablation.main_ablate(args)
+    assert cli.main(command) == 1
+    assert re.search("another UNet.*another --out", capsys.readouterr().err)
+
+
+def test_rows_of_training_are_made_once_for_each_seed(tmp_path, monkeypatch):
+    made = []
+
+    def trains(arm, pipe, world, out, name, seed, **options):
+        made.append((name, seed, options))
+        return bill(arm, pipe.config, ablation.BUDGET), 1.0
+
+    monkeypatch.setattr(ablation, "train", trains)
+    monkeypatch.setattr(ablation, "SmallWorld", lambda pipe, count: count)
+    monkeypatch.setattr(ablation, "judge", lambda pipe, count, language: dict.fromkeys(metrics.ATTRIBUTES, count / 10))
+    for name, seed in (("mixing", 0), ("mixing", 1), ("layers", 0)):
+        assert cli.main(["ablate", name, "--out", str(tmp_path), "--seed", str(seed), "--clips", "4", "--dtype",
+                         "bfloat16"]) == 0
+    assert [(arm, seed) for arm, seed, _ in made] == [
+        *((arm, seed) for seed in (0, 1) for arm in TRAINING["mixing"]), *((arm, 0) for arm in TRAINING["layers"][1:])]
+    assert all(options == {"autocast": torch.bfloat16} for *_, options in made)
+    rows = results(tmp_path / "ablations.json")["training"]
+    assert [(row["arm"], row["seed"], row["en"]["all"]) for row in rows] == [(arm, seed, 0.4) for arm, seed, _ in made]
 
 
 # --- the stored results ---

@@ -136,9 +136,9 @@ def test_help_does_not_wait_for_torch():
 
 def test_choices_are_those_of_the_library():
     """The parser repeats a few lists so as not to import torch; they must not drift."""
-    from minit2v import fvd, pipeline
+    from minit2v import fvd, pipeline, recipe
     assert cli.SAMPLERS == tuple(pipeline.SPACINGS) and cli.ENDINGS == video.ENDINGS
-    assert cli.cli_evaluate.CLIP_NAME == fvd.CLIP_NAME
+    assert cli.cli_evaluate.CLIP_NAME == fvd.CLIP_NAME and cli.cli_train.STAGES == ("all", *recipe.STAGES)
     assert cli.TOKENIZERS == tuple(pipeline.TOKENIZERS) and cli.OFFLOAD == pipeline.offload.WAYS
     for name in cli.DTYPES:
         assert pipeline._number_type(name) == getattr(torch, name)
@@ -181,6 +181,17 @@ def test_failures(weights, tmp_path, monkeypatch, capsys, options, message):
     out, err = capsys.readouterr()
     assert err.startswith("minit2v: error: ") and message in err and "Traceback" not in err
     assert [p.name for p in tmp_path.iterdir()] == ["folder.gif"]
+
+
+@pytest.mark.parametrize("adapter, message", [
+    ("none.safetensors", "there is no adapter 'none.safetensors'; `minit2v finetune --learns lora --out DIR` writes"),
+    ("taught", f"'taught' is a folder; name the file of the adapter in it, such as 'taught{os.sep}lora.safetensors'"),
+])
+def test_an_adapter_that_is_not_there_is_told_before_the_work(tmp_path, monkeypatch, capsys, adapter, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taught").mkdir()
+    assert cli.main(["generate", "red", "--weights", "none", "--lora", adapter]) == 1
+    assert capsys.readouterr().err.startswith(f"minit2v: error: {message}")
 
 
 def test_debug_shows_the_traceback(tmp_path, capsys):

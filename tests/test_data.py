@@ -1,7 +1,8 @@
 """Training data: shards on disk, the same scenes always, and batches that follow from a seed."""
 
 import random
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from minit2v import data
 from minit2v.autoencoder import Autoencoder
 from minit2v.captions import VOCABULARY, unknown_words
 from minit2v.config import AutoencoderConfig
-from minit2v.data import Clips, encode_world, scenes_of, to_model
+from minit2v.data import Clips, encode_world, encoder_fingerprint, scenes_of, to_model
+from minit2v.tensorfiles import fingerprint
 from minit2v.world import combinations, render
 
 
@@ -137,6 +139,34 @@ def test_shards_of_another_encoder_or_world_are_made_anew(tmp_path, shards_of_ei
     (tmp_path / "level1_001.safetensors").write_bytes(b"torn")
     encoded(tmp_path, {1: 2})
     assert len(Clips(tmp_path, {1: 2})) == 16
+
+
+def test_a_fingerprint_changes_with_whatever_it_is_of():
+    tensors = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor([1, 2])}
+    others = [{**tensors, "a": tensors["a"].view(3, 2)}, {**tensors, "a": tensors["a"].double()},
+              {"a": tensors["a"], "c": tensors["b"]}, {**tensors, "c": torch.zeros(0)}, {"a": tensors["a"]}, {},
+              {**tensors, "a": tensors["a"] + torch.eye(2, 3) * 1e-6}]
+    found = [fingerprint(tensors), *map(fingerprint, others), fingerprint(tensors, 1), fingerprint(tensors, "1"),
+             fingerprint(tensors, ["a", "b"]), fingerprint(tensors, ["a|b"])]
+    assert len(set(found)) == len(found) and all(re.fullmatch("[0-9a-f]{64}", one) for one in found)
+    assert fingerprint({"b": tensors["b"], "a": tensors["a"].T.contiguous().T.requires_grad_()}) == found[0]
+
+
+def test_the_fingerprint_of_an_encoder_is_not_that_of_the_decoder():
+    sizes = AutoencoderConfig(channels=4, multipliers=(1, 1, 1, 1), res_blocks=1, norm_groups=2)
+    torch.manual_seed(0)
+    one, found = Autoencoder(sizes), []
+    other = Autoencoder(replace(sizes, scaling_factor=0.5))
+    other.load_state_dict(one.state_dict())
+    first = encoder_fingerprint(one)
+    assert first == encoder_fingerprint(one) != encoder_fingerprint(other)
+    assert encoder_fingerprint(one, drawing=torch.zeros(1)) != first
+    with torch.no_grad():
+        for name, p in one.named_parameters():
+            before = encoder_fingerprint(one)
+            p += 1
+            found.append((name.startswith(("decoder.", "post_quant_conv.")), encoder_fingerprint(one) == before))
+    assert all(decodes == same for decodes, same in found) and len(set(found)) == 2
 
 
 def test_a_shard_is_written_whole_or_not_at_all(tmp_path, shards_of_eight, monkeypatch):

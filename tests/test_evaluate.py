@@ -13,24 +13,24 @@ from minit2v import cli, evaluate, fvd, metrics, published, video
 from minit2v.captions import caption
 from minit2v.config import mini
 
-COUNT = 8
+COUNT, SEED = 8, 5
 
 
 class Oracle:
     """A generator that knows the scene behind each caption, and draws it; or only its first frame, again and again."""
 
     def __init__(self, frozen: bool):
-        self.frozen, self.calls = frozen, 0
+        self.frozen, self.seeds = frozen, []
         self.config = mini()
         self.autoencoder = SimpleNamespace(encode=lambda clips: clips, decode=lambda clips: clips)
         self.scenes = {}
         for name, (level, split, language) in metrics.SETS.items():
-            rng = random.Random(f"captions {name} 0")
-            for scene in metrics.judging_scenes(level, split, COUNT, 0):
+            rng = random.Random(f"captions {name} {SEED}")
+            for scene in metrics.judging_scenes(level, split, COUNT, SEED):
                 self.scenes[caption(scene, rng, language)] = scene
 
     def __call__(self, prompts, seed, progress):
-        self.calls += len(prompts)
+        self.seeds += seed
         clips = metrics.draw([self.scenes[prompt] for prompt in prompts])
         return clips[:, :1].expand_as(clips).contiguous() if self.frozen else clips
 
@@ -38,13 +38,13 @@ class Oracle:
 @pytest.fixture(scope="module")
 def perfect():
     pipe = Oracle(frozen=False)
-    sets = evaluate.collect(pipe, COUNT, progress=False)
+    sets = evaluate.collect(pipe, COUNT, SEED, progress=False)
     return pipe, sets, evaluate.figures(sets)
 
 
 @pytest.fixture(scope="module")
 def frozen():
-    sets = evaluate.collect(Oracle(frozen=True), COUNT, progress=False)
+    sets = evaluate.collect(Oracle(frozen=True), COUNT, SEED, progress=False)
     return sets, evaluate.figures(sets)
 
 
@@ -58,7 +58,7 @@ def rows_of(rows, measure):
 
 def test_each_clip_is_made_once_and_a_perfect_generator_is_as_good_as_real_clips(perfect):
     pipe, _, rows = perfect
-    assert pipe.calls == len(metrics.SETS) * COUNT
+    assert pipe.seeds == len(metrics.SETS) * list(range(SEED, SEED + COUNT))
     for row in rows:
         assert row["count"] in (COUNT, 2 * COUNT)
         for kind in ("model", "vae"):
@@ -135,8 +135,8 @@ def test_accuracy_rows_are_the_referees(perfect):
     assert [row["clips"] for row in rows[:4]] == ["seen, English", "  its frames shuffled", "  real, through the VAE",
                                                   "  chance"]
     level, split, _ = metrics.SETS["unseen, Chinese"]
-    scenes = metrics.judging_scenes(level, split, COUNT)
-    expected = metrics.accuracy(metrics.shuffled(metrics.draw(scenes)), scenes)
+    scenes = metrics.judging_scenes(level, split, COUNT, SEED)
+    expected = metrics.accuracy(metrics.shuffled(metrics.draw(scenes), SEED), scenes)
     row = rows[4 * list(metrics.SETS).index("unseen, Chinese") + 1]
     assert {name: row[name] for name in metrics.ATTRIBUTES} == pytest.approx(expected)
     assert all(row["intervals"][name][0] <= row[name] <= row["intervals"][name][1] for name in metrics.ATTRIBUTES)
@@ -153,6 +153,28 @@ def test_the_table_has_a_cell_for_each_figure(perfect):
                for line in lines)
     text = "\n".join(evaluate.notes(rows))
     assert "It is not FVD" in text and "--clips 512" in text
+    assert "(16 of one object, English, 16 of one object, Chinese, 8 of two objects, English)" in text
+
+
+def test_the_course_frechet_distance_says_when_clips_are_too_few():
+    """Its note names the rows below 512; a row of FVD, which is marked below 2048, is not among them."""
+    figure = {"value": 1.0, "low": 0.5, "high": 1.5}
+    row = {"clips": "a set", "model": figure, "real gets worse when shuffled": True,
+           "model gets worse when shuffled": True}
+    enough, few = ({**row, "measure": "course Frechet distance", "count": count, "biased": count < evaluate.ENOUGH}
+                   for count in (512, 511))
+    films = {**row, "measure": "FVD", "count": 600, "biased": True}
+    assert "(biased)" not in "".join(evaluate.notes([enough, films]))
+    assert "fewer than 512 clips (511 of a set)" in "".join(evaluate.notes([enough, few, films]))
+
+
+def test_real_clips_are_as_many_as_the_models(perfect):
+    """A Frechet distance of other sizes has another bias: the floor must be that of the same counts."""
+    _, sets, rows = perfect
+    for kinds in sets.values():
+        assert {len(kinds[kind]["features"]) for kind in ("model", "shuffled", "vae", "real", "other")} == {COUNT}
+    assert cli.build_parser().parse_args(["evaluate"]).clips >= evaluate.ENOUGH
+    assert all(row["real"]["value"] > 0 for row in rows_of(rows, "course Frechet distance"))      # of other clips
 
 
 def test_a_picture_is_written_whole(perfect, tmp_path):
@@ -167,7 +189,8 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
     out = tmp_path / "figures.json"
     assert cli.main(["evaluate", "--clips", "2", "--steps", "1", "--sampler", "dpm++", "--json", str(out),
                      "--picture", str(tmp_path / "figures.png")]) == 0
-    printed = capsys.readouterr().out
+    printed, warned = capsys.readouterr()
+    assert "2 clips a row are too few for the course Frechet distance, which needs 512 (one object, English," in warned
     assert printed.startswith("2 clips a row, per cent right; dpm++, 1 steps, guidance 4, seeds from 0\n| clips | ")
     assert "| two objects, English |" in printed and "| course Frechet distance ↓ (biased) |" in printed
     found = json.loads(out.read_text(encoding="utf-8"))
@@ -184,6 +207,18 @@ def test_published_figures_come_with_their_protocol(capsys):
         assert figure in printed
     assert "cannot be compared" in printed and {row[4] for row in published.FIGURES} == set(published.CERTAINTY)
     assert all(row[0] in ("FVD", "FID-vid", "CLIPSIM") and len(row) == 5 for row in published.FIGURES)
+
+
+def test_the_command_passes_on_what_it_is_told(perfect, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(evaluate, "collect", lambda pipe, *given, **settings: asked.append((given, settings))
+                        or perfect[1])
+    out = tmp_path / "out.json"
+    assert cli.main(["evaluate", "--clips", "8", "--seed", "5", "--steps", "7", "--sampler", "ddpm", "--guidance-scale",
+                     "2.5", "--json", str(out)]) == 0
+    settings = {"num_inference_steps": 7, "guidance_scale": 2.5, "sampler": "ddpm"}
+    assert asked == [((8, 5), settings)]
+    assert settings.items() <= json.loads(out.read_text(encoding="utf-8")).items()
 
 
 @pytest.mark.parametrize("options, message", (

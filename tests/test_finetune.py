@@ -124,6 +124,80 @@ def test_checkpointing_changes_nothing_and_min_snr_does(pipe, tmp_path):
     assert weighted["loss"][0] < 0.9 * plain["loss"][0]               # the same errors, each counting 1 or less
 
 
+@pytest.fixture
+def asked(monkeypatch):
+    """What the objective was called with: one dict a micro-batch."""
+    genuine, seen = finetune.denoising_loss, []
+
+    def listening(network, process, latents, context, generator, **more):
+        seen.append({"latents": tuple(latents.shape), "context": context, "half": torch.is_autocast_enabled("cpu"),
+                     "checkpointing": getattr(network, "func", network).gradient_checkpointing, **more})
+        return genuine(network, process, latents, context, generator, **more)
+
+    monkeypatch.setattr(finetune, "denoising_loss", listening)
+    return seen
+
+
+def test_every_setting_reaches_the_objective(pipe, tmp_path, asked):
+    with torch.no_grad():
+        silence = pipe.encode_text([""])[0]
+
+    def told(call):
+        return [not torch.allclose(one, silence, atol=5e-3) for one in call["context"]]
+
+    run(pipe, tmp_path / "a", drop=1.0, image_share=1.0, checkpointing=True, min_snr=5.0)
+    assert {call["latents"] for call in asked} == {(finetune.STILLS * PLAN.batch, 4, 1, 8, 8)}
+    assert all(call["checkpointing"] and call["min_snr"] == 5.0 and not call["half"] for call in asked)
+    assert not any(any(told(call)) for call in asked)
+    asked.clear()
+    run(make_pipe(tmp_path), tmp_path / "b", drop=0.0, autocast=torch.bfloat16)
+    assert {call["latents"] for call in asked} == {(PLAN.batch, 4, 3, 8, 8)} and len(asked) == PLAN.steps
+    assert all(call["half"] and not call["checkpointing"] and all(told(call)) for call in asked)
+    asked.clear()
+    run(make_pipe(tmp_path), tmp_path / "c", replace(PLAN, steps=60), image_share=0.25, drop=0.5)
+    stills = sum(call["latents"][2] == 1 for call in asked)
+    heard = [heard for call in asked for heard in told(call)]
+    assert 5 <= stills <= 27 and 0.35 < sum(heard) / len(heard) < 0.65
+
+
+def test_what_comes_out_is_the_average_of_the_weights(pipe, tmp_path):
+    run(pipe, tmp_path / "out")
+    state = torch.load(tmp_path / "out" / "run" / "checkpoint.pt", weights_only=True)
+    assert all(torch.equal(p, state["average"][name]) for name, p in pipe.unet.named_parameters())
+    assert any(not torch.equal(state["average"][name], p) for name, p in state["parameters"].items())
+
+
+def test_how_far_weights_moved(pipe, tmp_path):
+    """|change| / |weights|: of adapters alpha / rank times B A against the weights they stand beside."""
+    before = weights(pipe)
+    report = run(pipe, tmp_path / "a", learns="lora", rank=2, alpha=6.0)
+    found = lora.adapters(pipe.unet)
+    assert {a.scale for a in found.values()} == {3.0}
+    lora.merge(pipe.unet), lora.remove(pipe.unet)
+    change, size = 0.0, 0.0
+    for name in found:
+        change += (pipe.unet.get_submodule(name).weight - before[f"{name}.weight"]).double().square().sum()
+        size += before[f"{name}.weight"].double().square().sum()
+    assert report["moved"] == pytest.approx(float((change / size).sqrt()), rel=1e-3)
+
+    pipe = make_pipe(tmp_path)
+    report = run(pipe, tmp_path / "b", learns="temporal")
+    change, size = 0.0, 0.0
+    for name, p in pipe.unet.named_parameters():
+        if finetune.is_temporal(name):                   # of large tensors, the first numbers
+            now, was = (x.flatten()[:finetune.SAMPLE].double() for x in (p.detach(), before[name]))
+            change, size = change + (now - was).square().sum(), size + was.square().sum()
+    assert report["moved"] == pytest.approx(float((change / size).sqrt()), rel=1e-6)
+
+
+def test_another_seed_is_another_run(tmp_path):
+    first = [run(make_pipe(tmp_path), tmp_path / f"{seed}", replace(PLAN, lr=1e-9), learns="lora", rank=2, seed=seed)
+             for seed in (0, 1)]
+    one, two = (load_file(tmp_path / name / "lora.safetensors") for name in ("0", "1"))
+    assert all(not torch.allclose(one[key], two[key], atol=1e-3) for key in one if "lora_A" in key)
+    assert first[0]["loss"] != first[1]["loss"]
+
+
 def test_it_learns_what_it_is_shown(pipe, tmp_path):
     """The loss of three clips falls, on noise that it has not seen: fifty steps against none."""
     from minit2v.diffusion import denoising_loss
@@ -142,7 +216,9 @@ def test_it_learns_what_it_is_shown(pipe, tmp_path):
 
 # --- what it leaves behind ---
 
-def test_a_full_run_leaves_a_model_that_loads(pipe, tmp_path, short):
+def test_a_full_run_leaves_a_model_that_loads(pipe, tmp_path, short, monkeypatch):
+    shown, genuine = [], footage.sheet
+    monkeypatch.setattr(footage, "sheet", lambda rows, path: shown.append(rows) or genuine(rows, path))
     report = run(pipe, tmp_path / "out", judge=2)
     again = minit2v.load(tmp_path / "out")
     assert all(torch.equal(p, q) for p, q in zip(pipe.unet.parameters(), again.unet.parameters()))
@@ -157,6 +233,55 @@ def test_a_full_run_leaves_a_model_that_loads(pipe, tmp_path, short):
     (tmp_path / "fresh").mkdir()
     before = make_pipe(tmp_path / "fresh")(report["prompts"], **options)
     assert report["changed"] == pytest.approx(((clips.double() - before.double()).abs().mean() / 255).item(), rel=1e-4)
+    log = [line["loss"] for line in read_log(tmp_path / "out" / "run")]
+    assert report["loss"] == [log[0], log[-1]] and log[0] != log[-1]
+    data = examples.of_clips(make_pipe(tmp_path), moving(), CAPTIONS, progress=False)
+    real = beforeafter.real(again, data, report["prompts"])[0]
+    rows, = shown
+    assert [title for title, _ in rows] == [f"{kind}: {prompt}" for prompt in report["prompts"]
+                                            for kind in ("before", "after", "yours")]
+    for i, (_, clip) in enumerate(rows):
+        assert torch.equal(clip, (before, clips, real)[i % 3][i // 3])
+
+
+def test_the_clip_beside_a_prompt_is_the_one_with_this_caption(pipe):
+    """Its middle, through the autoencoder; the figures are those of these clips."""
+    clips = moving(frames=9)
+    data = examples.of_clips(pipe, clips, CAPTIONS, progress=False)
+    found, figures = beforeafter.real(pipe, data, [CAPTIONS[2], CAPTIONS[0]])
+    for one, clip in zip(found, (clips[2], clips[0])):
+        expected = beforeafter.metrics.through_autoencoder(pipe, clip[None])[0, 3:6]
+        assert (one.float() - expected.float()).abs().mean() < 2         # the latents were kept in half precision
+    energy = (found[:, 1:].double() - found[:, :-1].double()).abs().mean() / 255
+    assert figures == {"motion energy": pytest.approx(float(energy), rel=1e-4)}
+
+
+def test_what_the_referee_finds_right_is_counted():
+    """Real clips of known scenes: all right; asked for another colour; of two things, and of nothing."""
+    scenes = beforeafter.metrics.judging_scenes(1, "train", 4)
+    clips = beforeafter.metrics.draw(scenes)
+    asked = [{a: getattr(scene.things[0], a) for a in beforeafter.ATTRIBUTES} for scene in scenes]
+    assert beforeafter._share(clips, asked, 8) == dict.fromkeys((*beforeafter.ATTRIBUTES, "all"), 1.0)
+    asked[1] = {**asked[1], "colour": "none"}
+    assert beforeafter._share(clips, asked, 8) == {"colour": 0.75, "shape": 1.0, "motion": 1.0, "all": 0.75}
+    two = beforeafter.metrics.judging_scenes(2, "train", 4)
+    asked = [{a: getattr(scene.things[0], a) for a in beforeafter.ATTRIBUTES} for scene in two]
+    assert beforeafter._share(beforeafter.metrics.draw(two), asked, 8)["all"] == 0
+
+
+def test_what_the_mini_model_still_knows_is_read_at_its_own_rate(tmp_path, monkeypatch):
+    """A model that draws what it is asked for: all that it knew is right, whatever the rate of the data."""
+    pipe = make_pipe(tmp_path, name="mini")
+    scenes = beforeafter.metrics.judging_scenes(1, "train", beforeafter.KNOWN)
+
+    def draws(pipe, prompts, progress, **sizes):
+        return torch.stack(moving(len(prompts))) if sizes else beforeafter.metrics.draw(scenes)
+
+    monkeypatch.setattr(beforeafter, "_make", draws)
+    data = examples.of_clips(pipe, moving(), CAPTIONS, fps=2, progress=False)
+    _, found = beforeafter.look(pipe, data, CAPTIONS[:1], progress=False)
+    assert {name: value for name, value in found.items() if name.startswith("known")} == {
+        f"known: {name}": 1.0 for name in ("colour", "shape", "motion", "all")}
 
 
 def test_lora_is_added_to_a_model_by_file(pipe, tmp_path):
@@ -203,12 +328,15 @@ def test_a_run_that_is_interrupted_and_resumed_is_the_run_that_was_not(tmp_path,
             raise KeyboardInterrupt
         return genuine(*arguments, **more)
 
+    looks, look = [], beforeafter.look
+    monkeypatch.setattr(beforeafter, "look", lambda *given: looks.append(None) or look(*given))
     monkeypatch.setattr(finetune, "denoising_loss", dying)
     with pytest.raises(KeyboardInterrupt):
         run(make_pipe(tmp_path), tmp_path / "out", **options)
     resumed = make_pipe(tmp_path)
     assert run(resumed, tmp_path / "out", **options) == expected
     assert len(calls) == 4 + 4                                        # it went on from step 2, of 6
+    assert len(looks) == 2                                            # before was looked at once, and then after
     assert all(torch.equal(p, q) for p, q in zip(whole.unet.parameters(), resumed.unet.parameters()))
 
 
@@ -271,7 +399,9 @@ def test_what_a_caption_asks_for():
     ({"image_share": 1.5}, "image_share is 1.5"),
     ({"drop": -0.1}, "drop is -0.1"),
     ({"min_snr": 0.0}, "min_snr is 0.0"),
-    ({"learns": "lora", "layers": "nowhere"}, "no linear layer has a name that matches 'nowhere'"),
+    ({"learns": "lora", "layers": "nowhere"}, "'nowhere', which is neither one of all, spatial, cross, temporal nor "
+                                              "fits.*no linear layer has a name that matches 'nowhere'"),
+    ({"learns": "lora", "layers": "("}, r"'\(' is no regular expression"),
     ({"learns": "lora", "rank": 1000}, "rank is 1000"),
 ])
 def test_what_does_not_fit_is_named_and_nothing_is_written(pipe, tmp_path, options, says):
@@ -285,7 +415,7 @@ def test_clips_that_do_not_fit(pipe, tmp_path):
             (moving(), CAPTIONS[:2], "3 clips and 2 captions"), ([], [], "0 clips"),
             ([clip.float() for clip in moving()], CAPTIONS, "must be uint8"),
             (moving(2) + moving(1, size=24), CAPTIONS, "of one size"),
-            (moving(size=18), CAPTIONS, "height is 18 pixels, but must be a multiple of 4; try 16")]:
+            (moving(size=18), CAPTIONS, "height is 18 pixels, but must be a multiple of 4.*; try 16")]:
         with pytest.raises(ValueError, match=says):
             finetune.finetune(pipe, clips, captions, PLAN, tmp_path / "out", progress=False)
     with pytest.raises(ValueError, match="too coarse"):
@@ -328,6 +458,26 @@ def test_films_are_encoded_once(pipe, tmp_path, monkeypatch):
             pipe.autoencoder.encoder.conv_in.weight[0, 0] += 1        # and another encoder, too
         with pytest.raises(AssertionError):
             examples.of_films(pipe, films, tmp_path / "cache", **size)
+        reader = make_pipe(tmp_path)
+        with torch.no_grad():
+            next(reader.text_encoder.parameters()).add_(1)            # another text encoder
+        with pytest.raises(AssertionError):
+            examples.of_films(reader, films, tmp_path / "cache", **size)
+        patch.setattr(examples, "LONGEST", 8)                         # of a long film, the middle only
+        with pytest.raises(AssertionError):
+            examples.of_films(make_pipe(tmp_path), films, tmp_path / "cache", **size)
+    with monkeypatch.context() as patch:
+        patch.setattr(examples, "LONGEST", 8)
+        short, _ = examples.of_films(make_pipe(tmp_path), films, tmp_path / "short", **size)
+        assert [len(x) for x in short.latents] == [8, 8, 8]
+        patch.setattr(examples, "_encode", never)
+        with pytest.raises(AssertionError):                           # as many frames, but at another rate
+            examples.of_films(make_pipe(tmp_path), films, tmp_path / "short", **{**size, "fps": 4})
+        film = films[0].path.read_bytes()
+        films[0].path.write_bytes(films[1].path.read_bytes())         # another film of the same name
+        with pytest.raises(AssertionError):
+            examples.of_films(make_pipe(tmp_path), films[:1], tmp_path / "other", **size)
+        films[0].path.write_bytes(film)
     damaged = next(path for path in files if path.name.startswith("text"))
     damaged.write_bytes(damaged.read_bytes()[:50])
     examples.of_films(make_pipe(tmp_path), films, tmp_path / "cache", **size)
@@ -394,7 +544,9 @@ def test_the_command_on_a_folder(tmp_path, capsys, short):
     (["--data", "films", "--out", "model"], "the result needs a folder of its own"),
     (["--data", "films", "--height", "18"], "height is 18 pixels"),
     (["--data", "empty"], "there is no film"),
-    (["--data", "films", "--layers", "nowhere"], "nowhere"),
+    (["--data", "films", "--layers", "nowhere"], "layers is 'nowhere', which is neither one of all, spatial"),
+    (["--data", "films", "--rank", "999"], "rank is 999"),
+    (["--data", "films", "--layers", "temporal", "--image-share", "0.5"], "nothing that learns here sees single"),
 ])
 def test_failures_of_the_command(tmp_path, monkeypatch, capsys, argv, says):
     monkeypatch.chdir(tmp_path)
@@ -404,6 +556,7 @@ def test_failures_of_the_command(tmp_path, monkeypatch, capsys, argv, says):
     assert command("--weights", "model", *(["--out", "out"] if "--out" not in argv else []), *argv) == 1
     err = capsys.readouterr().err
     assert says in err.partition("minit2v: error: ")[2] and "Traceback" not in err      # after a progress bar, perhaps
+    assert not (tmp_path / "out").exists()               # nothing has been encoded yet, neither a film nor a caption
 
 
 def test_choices_of_the_command_are_those_of_the_library():

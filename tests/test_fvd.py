@@ -135,6 +135,16 @@ def test_pixels_are_those_of_open_clips_own_transform(tiny_clip, height, width):
     assert torch.allclose(reader.pixels(frame[None])[0], theirs, atol=1.6 / 255 / min(fvd.CLIP_STD))
 
 
+def test_hard_edges_overshoot_as_little_as_open_clips(tiny_clip):
+    """Bicubic weights are negative in places: beside an edge there is no darker than black, as in a picture."""
+    reader = fvd.Clip(tiny_clip[0] / "weights.safetensors", "minit2v-test-clip")
+    frame = torch.zeros(64, 64, 3, dtype=torch.uint8)
+    frame[:, 20:41] = 255
+    theirs = open_clip.image_transform(32, is_train=False, mean=fvd.CLIP_MEAN, std=fvd.CLIP_STD)(
+        Image.fromarray(frame.numpy()))
+    assert torch.allclose(reader.pixels(frame[None])[0], theirs, atol=1.6 / 255 / min(fvd.CLIP_STD))
+
+
 def test_files_that_hold_no_clip(tiny_clip, tmp_path):
     with pytest.raises(FileNotFoundError, match="ViT-B/32"):
         fvd.Clip(tmp_path / "none.safetensors")

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from minit2v import frechet, judge, metrics
 from minit2v.captions import caption
 from minit2v.training import Plan
-from minit2v.world import HEADINGS, MOTIONS, Scene, render, sample_scene
+from minit2v.world import HEADINGS, MOTIONS, Scene, combinations, render, sample_scene
 
 COUNT = 48
 
@@ -147,6 +147,53 @@ def test_it_learns_and_a_killed_run_ends_with_the_same_weights(tmp_path):
 def judge_log(folder):
     from minit2v.training import read_log
     return read_log(folder / "run")
+
+
+def test_it_is_taught_every_combination_and_two_things():
+    """Those that generators never see as well: it is to judge them."""
+    scenes = judge.draw_scenes(4000)
+    assert len(scenes) == 4000 and scenes[:9] != judge.draw_scenes(4001)[1:10]
+    seen = {(t.colour, t.shape, t.motion) for scene in scenes[:3000] for t in scene.things}
+    everything = {*combinations("train"), *combinations("unseen")}
+    assert [len(scene.things) for scene in scenes] == [1] * 3000 + [2] * 1000
+    assert len(seen) > 0.95 * len(everything) and len(seen & set(combinations("unseen"))) > 0.9 * len(
+        combinations("unseen"))
+
+
+def test_a_batch_is_of_one_colour_and_of_one_motion_in_thirds_and_no_clip_is_in_it_twice(tmp_path, monkeypatch):
+    """The clips that are shown are those of the scenes that are told, turned alike: the referee reads them."""
+    lots, genuine = [], judge.Judge.loss
+
+    def listening(self, clips, scenes, tokens):
+        lots.append((clips.clone(), scenes, tokens))
+        return genuine(self, clips, scenes, tokens)
+
+    monkeypatch.setattr(judge.Judge, "loss", listening)
+    monkeypatch.setattr(judge, "draw_scenes", lambda count: metrics.judging_scenes(1, "train", count, seed=9))
+    judge.train(tmp_path, Plan(steps=6, batch=24, lr=1e-3, warmup=1), clips=250, progress=False)
+    for clips, scenes, tokens in lots:
+        assert len(clips) == len(scenes) == len(tokens) <= 24
+        assert len({clip.numpy().tobytes() for clip in clips}) == len(clips)
+        colours, motions = ([getattr(scene.things[0], kind) for scene in scenes] for kind in ("colour", "motion"))
+        assert len(set(motions[-3:])) == 1               # the last third; and four of the third before are neighbours
+        assert any(len(set(colours[i:i + 4])) == 1 for i in range(len(colours) - 3))
+    clips, scenes = torch.cat([lot[0][:6] for lot in lots]), sum((lot[1][:6] for lot in lots), [])
+    assert metrics.accuracy(clips, scenes)["all"] == 1
+
+
+def test_the_report_is_what_counting_by_hand_gives(monkeypatch):
+    scenes = [sample_scene(random.Random(i)) for i in range(6)]
+    right = [{name: getattr(scene.things[0], name) for name in judge.CLASSES} for scene in scenes]
+    wrong = [dict(one) for one in right]
+    wrong[0]["colour"], wrong[1]["motion"] = "none", "none"
+    drawn = iter(scenes)
+    monkeypatch.setattr(judge, "sample_scene", lambda *given: next(drawn))
+    monkeypatch.setattr(judge, "classify", lambda clips, network: wrong)
+    found = judge.report(judge.load(), 6, progress=False)
+    assert {name: found[name] for name in ("colour", "shape", "motion", "all")} == pytest.approx(
+        {"colour": 5 / 6, "shape": 1.0, "motion": 5 / 6, "all": 4 / 6})
+    assert all(found[f"{name} in {language}"] > 0.6 for name in ("colour", "motion") for language in ("English",
+                                                                                                      "Chinese"))
 
 
 def test_two_things_are_each_half_right():

@@ -170,8 +170,10 @@ def test_a_file_of_another_rank_is_read_as_it_is(tmp_path, inputs):
 
 
 def test_files_that_are_no_adapter(tmp_path):
-    with pytest.raises(FileNotFoundError, match="are missing"):
+    with pytest.raises(FileNotFoundError, match="there is no adapter.*none.safetensors.*--learns lora"):
         lora.load(make(), tmp_path / "none.safetensors")
+    with pytest.raises(FileNotFoundError, match="is a folder; name the file"):
+        lora.load(make(), tmp_path)
     (tmp_path / "broken.safetensors").write_bytes(b"broken")
     with pytest.raises(ValueError, match="damaged or cut short"):
         lora.load(make(), tmp_path / "broken.safetensors")

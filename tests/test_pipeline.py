@@ -169,6 +169,16 @@ def test_on_step_sees_every_step(pipe):
     assert seen == [(i, (2, 4, 3, 8, 8)) for i in range(5)]
 
 
+def test_the_size_of_frames_is_checked_in_one_place(pipe):
+    """By the autoencoder's factor of 2 and the UNet's of 2; what is nearest is said for each side."""
+    assert pipe.size_multiple == 4
+    pipe.check_size(16, 4)
+    for size, says in (((16, 18), "width is 18 pixels.*try 16"), ((3, 16), "height is 3 pixels.*try 4"),
+                       ((19, 16), "try 20"), ((0, 16), "height is 0.*at least 1"), ((16, 8.0), "width is 8.0.*whole")):
+        with pytest.raises(ValueError, match=says):
+            pipe.check_size(*size)
+
+
 def test_half_precision_stays_near(pipe, saved):
     half = load(saved, dtype="bfloat16")
     assert half.dtype == torch.bfloat16

@@ -442,11 +442,12 @@ def test_four_stages_make_a_model_that_generates(tmp_path, monkeypatch):
     monkeypatch.setattr(recipe, "SHARDS", {1: 1, 2: 1, 3: 1})
     monkeypatch.setattr(recipe, "score", partial(recipe.score, count=1))
     monkeypatch.setitem(recipe.PLANS, "autoencoder", small)
+    options = {"out": tmp_path, "steps": 1, "threads": None, "dtype": "float32", "accumulate": 1, "shard": False}
 
     with pytest.raises(FileNotFoundError, match=r"--stage autoencoder"):
-        recipe.main_train(SimpleNamespace(out=tmp_path, stage="image", steps=1, threads=None, dtype="float32"))
+        recipe.main_train(SimpleNamespace(stage="image", **options))
     (tmp_path / "config.json").write_text(TINY.to_json(), encoding="utf-8")
-    recipe.main_train(SimpleNamespace(out=tmp_path, stage="autoencoder", steps=1, threads=None, dtype="float32"))
+    recipe.main_train(SimpleNamespace(stage="autoencoder", **options))
     assert read_log(tmp_path / "runs" / "autoencoder")[-1]["step"] == 1
     assert read_log(tmp_path / "runs" / "autoencoder" / "decoder")[-1]["step"] == 1
     config = ModelConfig.from_json((tmp_path / "config.json").read_text(encoding="utf-8"))
