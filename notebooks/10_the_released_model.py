@@ -85,15 +85,16 @@ bars(rows, KINDS, xlabel="millions of parameters",
      alt="Bars: the UNet is heaviest at its narrow bottom and on the way up; up 1 alone has over 400 million.")
 
 # %% [markdown]
-# Each bar above *autoencoder* is one stage of the UNet, from the entry through the middle to the exit. The maps are
-# smallest in the middle, and the weights are heaviest there. Why that is so, and what it means for time and memory, is
-# the first half of this chapter.
+# Each bar above *autoencoder* is one stage of the UNet, from the entry through the middle to the exit. The maps grow
+# smaller towards the middle, and the weights grow heavier; the heaviest stage of all, *up 1*, is on its way out again.
+# Why that is so, and what it means for time and memory, is the first half of this chapter.
 #
 # **You need** chapter 07 for the blocks, and what a state dict is: a network's tensors, by name. The formulas count
 # layers that you know from chapters 02, 03 and 05.
 #
-# **It takes** about 60 minutes to read and play with. All cells together run in about a minute, on a processor, and
-# nothing is downloaded.
+# **It takes** about 60 minutes to read and play with. All cells together run in about a minute, in 2 GB of memory, and
+# nothing is downloaded. At Colab they run on the processor, too: the card, a T4, is only *reckoned* with here, and all
+# seconds and GB that are named for it are computed. In chapter 11 it has its turn.
 #
 # **Numbers to expect**, each asserted by a cell below:
 #
@@ -101,8 +102,9 @@ bars(rows, KINDS, xlabel="millions of parameters",
 # |---|---|
 # | parameters of the released UNet | 1,411,233,860 |
 # | parameters of all three networks | 1,835,275,563 |
-# | operations of one call of the UNet, 16 frames of 256 x 256 | 4.8 million million |
+# | operations of one call of the UNet, 16 frames of 256 x 256, counted | 4.8 million million |
 # | the same for a clip: 50 steps with guidance | 483 million million |
+# | seconds for that on a T4, computed | 19 to 37 |
 # | tensors in the UNet's file, and rules that rename all of them | 1480, 16 |
 # | size of the released UNet's file, computed from names and shapes | 5,645,118,394 bytes |
 
@@ -172,10 +174,12 @@ def transformer(c, width, frames, cells, words=None):
 # times the parameters. Here are the exact numbers at the widths that the released network has:
 
 # %% tags=["nbval-check-output"]
+print("width", *(f"{name:>20}" for name in ("residual block", "temporal convolution", "spatial transformer",
+                                            "temporal transformer")))
 for c in (320, 640, 1280):
     found = [residual(c, c, 1280, 1, 1), temporal_conv(c, 1, 1), transformer(c, c, 1, 1, (77, 1024)),
              transformer(c, c, 1, 1)]
-    print(f"{c:5}", *(f"{int(numbers[0]):12,}" for numbers in found))
+    print(f"{c:5}", *(f"{int(numbers[0]):20,}" for numbers in found))
 
 # %% [markdown]
 # Now the whole U, walked in the order of the forward pass, as in chapter 05: on the way up each block also receives
@@ -293,6 +297,7 @@ def t4_seconds(flop):
 
 
 print("computed, for 50 steps with guidance: {:.0f} to {:.0f} seconds".format(*t4_seconds(clip_work)))
+assert [round(seconds) for seconds in t4_seconds(clip_work)] == [19, 37]
 
 # %% [markdown]
 # And where does the work go? Put the weights and the work of each stage beside one another, as shares of the whole:
@@ -313,21 +318,22 @@ axes.legend()
 figures.picture(figure, "Pairs of bars. Weights: low outside, high inside; work: high on the outer levels, low inside.")
 
 # %% [markdown]
-# They live in different places. Let us put numbers to it, for the bottom of the U (level 3 and the middle) and for its
-# two outer levels on both sides:
+# They live in different places. Let us put numbers to it: for the bottom of the U, where a frame has 4 x 4 cells; for
+# the level above it, with 8 x 8; and for the two outer levels, with 16 x 16 and 32 x 32:
 
 # %% tags=["nbval-check-output"]
-bottom = [PLACES.index(place) for place in ("down 3", "middle", "up 0")]
-outer = [PLACES.index(place) for place in ("down 0", "down 1", "up 2", "up 3")]
-for name, stages in (("bottom", bottom), ("outer levels", outer)):
-    print(f"{name:13}{shares(0)[stages].sum():3.0f} % of the weights,{shares(1)[stages].sum():3.0f} % of the work")
-assert shares(0)[bottom].sum() > 30 and shares(1)[bottom].sum() < 10 < 50 < shares(1)[outer].sum()
+LEVELS = {"bottom": ("down 3", "middle", "up 0"), "above it": ("down 2", "up 1"),
+          "outer levels": ("down 0", "down 1", "up 2", "up 3")}
+part = {name: [float(shares(column)[[PLACES.index(place) for place in group]].sum()) for column in (0, 1)]
+        for name, group in LEVELS.items()}
+for name, (weights, done) in part.items():
+    print(f"{name:13}{weights:3.0f} % of the weights,{done:3.0f} % of the work")
+assert part["bottom"][0] > 30 and part["bottom"][1] < 10 < 50 < part["outer levels"][1]
 
 # %% [markdown]
-# At the bottom a frame has 4 x 4 cells, so its many weights are used only a few times each. Outside there are few
-# weights, and each of them has to visit up to 1,024 cells a frame. Twice the height and the width is four times the
-# work at every stage, and not one parameter more. (Self-attention grows faster still, with the square of the cells:
-# exercise 11.room.)
+# At the bottom a weight is used at 16 cells a frame only. Outside there are few weights, and each of them has to visit
+# up to 1,024 cells a frame. Twice the height and the width is four times the work at every stage, and not one
+# parameter more. (Self-attention grows faster still, with the square of the cells: exercise 11.room.)
 
 # %% [markdown]
 # ## 3 · Memory
@@ -399,7 +405,7 @@ figure = Figure(figsize=(7.5, 2.8), layout="constrained")
 axes = figure.subplots()
 for (name, story), colour in zip(stories.items(), figures.LINES):
     axes.plot(torch.linspace(0, 100, len(story)), story, color=figures.PALETTE[colour], label=name, linewidth=1)
-axes.set(xlabel="per cent of the way", ylabel="GB of tensors")
+axes.set(xlabel="per cent of the way, counted in tensors", ylabel="GB of tensors, computed")
 axes.legend()
 figures.picture(figure, "One tall hill for 16 frames at once, four low hills, sixteen small ripples for one at a time.")
 
@@ -441,13 +447,13 @@ bars(room, ("weights", "working memory"), size=(7.5, 3.0), xlabel="GB on the car
      alt="Bars: float32 is longest, float16 half of it; offloading by parts and by blocks shortens it to under 1 GB.")
 
 # %% [markdown]
-# As numbers, *computed, not measured on a card*, and beside the sizes in which cards are sold (one GB of a card goes to
-# its driver and to libraries):
+# As numbers, *computed, not measured on a card*, and beside the sizes in which cards are sold. (We take one GB of a
+# card for its driver and for libraries, which is a guess. The T4 is sold with 16 GB, and Colab shows 15 of them.)
 
 # %%
 for name, pieces in room.items():
     gb = sum(pieces.values())
-    fits = next((f"{card} GB" for card in (8, 12, 16) if gb + 1 <= card), "more")
+    fits = next((f"{card} GB" for card in (2, 4, 6, 8, 12, 16) if gb + 1 <= card), "more")
     print(f"{name:38}{gb:5.1f}   fits a card of {fits}")
 
 # %% tags=["nbval-check-output"]
@@ -458,8 +464,9 @@ print("block by block, a fifth is left:", gb["float16, blocks"] < gb["float16"] 
 assert 0.4 < gb["float16"] / gb["float32"] < 0.6 and gb["float16, blocks"] < gb["float16"] / 5
 
 # %% [markdown]
-# Two things are to be seen. Decoding fewer than four frames at a time saves nothing more, for then it is the UNet that
-# works hardest. And with *blocks* the largest thing on the card is the text encoder, which still comes in one piece.
+# Two things are to be seen. Decoding fewer than four frames at a time saves hardly anything more, for then it is the
+# UNet that works hardest. And with *blocks* the largest thing on the card is the text encoder, which still comes in one
+# piece.
 # ModelScope's model card asks for 16 GB of the processor's memory and for 16 GB on the graphics card. The networks
 # themselves need a quarter of that.
 
@@ -474,7 +481,7 @@ assert 0.4 < gb["float16"] / gb["float32"] < 0.6 and gb["float16, blocks"] < gb[
 # few rules undo it. A rule is a pattern and its replacement, and a name passes through all of them:
 
 # %%
-from minit2v.checkpoints import _TRANSFORMER, UNET_DIFFUSERS, Rules, unet_names
+from minit2v.checkpoints import _TRANSFORMER, UNET_DIFFUSERS, Rules, unet_names      # the next cells read them
 from minit2v.config import UNetConfig
 
 # %%
@@ -509,8 +516,8 @@ for name in ("down.1.blocks.0.temporal_conv.conv1.2.weight", "mid.0.spatial_tran
 # %% [markdown]
 # Are the rules right? A mistake in them would not show in a picture of our own. We check them by a second way. From
 # ModelScope's names one can compute diffusers' names directly, by arithmetic and without a thought of ours: entry $n$
-# of `input_blocks` belongs to level $(n-1) / 3$ and is number $(n-1) \bmod 3$ there. If ours to ModelScope to diffusers
-# ends where ours to diffusers ends, 1480 times, then all three agree.
+# of `input_blocks` belongs to level $\lfloor (n-1) / 3 \rfloor$ and is number $(n-1) \bmod 3$ there. If ours to
+# ModelScope to diffusers ends where ours to diffusers ends, 1480 times, then all three agree.
 
 # %%
 INNER = {"in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj", "out_layers.0": "norm2",
@@ -594,9 +601,10 @@ for kind, size, variant in (("F32", 4, ""), ("F16", 2, ".fp16")):
 # %% [markdown]
 # ## 5 · A stand-in
 #
-# From here on we want real files. The released ones have 3.7 to 7 GB, so the chapter makes a **stand-in**: the same
-# levels, blocks and names, all 1480 of them, with widths ten times smaller and random numbers. It draws noise. But
-# whatever is true of its files (names, order, layout) is true of the large ones.
+# From here on we want real files. The released ones have 3.7 GB (diffusers' layout in half precision) to 14.8 GB
+# (ModelScope's, with much in it that nobody reads), so the chapter makes a **stand-in**: the same levels, blocks and
+# names, all 1480 of them, with widths ten times smaller and random numbers. It draws noise. But whatever is true of its
+# files (names, order, layout) is true of the large ones.
 
 # %%
 small = replace(config, name="stand-in", height=64, width=64,
@@ -725,7 +733,7 @@ def grown(load):
 def the_usual_way():
     from safetensors.torch import load
 
-    network = UNet(small.unet)                  # random numbers,
+    network = UNet(small.unet)                               # random numbers,
     state = load(path.read_bytes())                          # the file's numbers,
     network.load_state_dict({name: state[names_here[name][0]] for name in names_here})
     return network, state                                    # both still there when the loading ends
@@ -768,7 +776,7 @@ try:
 except ValueError as error:
     told = str(error).replace(str(folder), "...").replace("\\", "/")
 ms_file.write_bytes(kept)
-print("\n".join(told.splitlines()[:3]), "...", told.splitlines()[-1].strip(), sep="\n")
+print("\n".join(told.splitlines()[:3]), "  ...", told.splitlines()[-1], sep="\n")
 
 # %% tags=["nbval-check-output"]
 print("does not fit its configuration" in told, "temopral_conv" in told, "the nearest that is expected" in told)
@@ -812,10 +820,11 @@ assert "carries code" in told and "Nothing of it was run" in told
 
 # %% [markdown]
 # The released files carry no such thing, but one of them stumbles over the same rule. `VQGAN_autoencoder.pth` is no
-# VAE, it is the *whole* checkpoint of Stable Diffusion 2.1 (865 million of its parameters are read by nobody here), and
-# among its notes on training there are objects of a library named `pytorch_lightning`. With `weights_only=True` it is
-# refused; with `False`, it asks you to install a training library in order to read a decoder. The package names the few
-# classes of these notes and gives an empty one for each, which swallows what it is given:
+# VAE, it is the *whole* checkpoint of Stable Diffusion 2.1 base, with text tower and image UNet (1.2 thousand million
+# of its parameters are read by nobody here). Among its notes on training there are objects of a library named
+# `pytorch_lightning`. With `weights_only=True` it is refused; with `False`, it asks you to install a training library
+# in order to read a decoder. The package names the few classes of these notes and gives an empty one for each, which
+# swallows what it is given:
 
 # %%
 # from minit2v.tensorfiles import Note
@@ -826,7 +835,7 @@ from minit2v.tensorfiles import NOTES
 print("\n".join(NOTES))
 
 # %% [markdown]
-# A safetensors file cannot run, there is nothing in it that could be called. Where you have the choice, take it.
+# A safetensors file cannot run: there is nothing in it that could be called. Where you have the choice, take it.
 
 # %% [markdown]
 # ## 8 · The same numbers as others
@@ -951,7 +960,7 @@ print("our class gives the same:", bool((found - expected).abs().max() < 1e-4 * 
 assert expected.std() > 0.1 and (found - expected).abs().max() < 1e-4 * expected.abs().max()
 
 # %% [markdown]
-# Some ninety lines and a dictionary, and it is the network of 1,411,233,860 parameters, whenever `W` is the large file.
+# Not seventy lines and a dictionary, and it is the network of 1,411,233,860 parameters, whenever `W` is the large file.
 # (It is slow, and needs all the memory that the package saves. As a proof it will do.)
 #
 # Second, with **diffusers** itself, if it is installed here: its own classes load the folder that we wrote, and its own
@@ -996,7 +1005,7 @@ else:
 # frames at once.
 #
 # Two slips in its files are worth knowing. `temporal_attention` is the *text* `"True"` there, and the program compares
-# with the text, so a `false` without quotes would be taken for no. And the tokenizer on the Hub names `!` as its
+# with the text, so an honest `true` without quotes would be taken for no. And the tokenizer on the Hub names `!` as its
 # padding, which has the number 0; in open_clip, with which the model was trained, padding is 0 as well, but `!` is a
 # token of its own. So a prompt with an exclamation mark means one thing to diffusers and another to the original:
 
@@ -1119,7 +1128,7 @@ except ValueError as error:
 # ## Recap
 #
 # 1. Parameters, work and memory follow from a few formulas; the released UNet has 1,411,233,860, and 4.8 TFLOP a call.
-# 2. Weights sit at the bottom of the U, work on its outer levels; half precision, chunks and offloading save memory.
+# 2. Weights sit low in the U, work on its outer levels; half precision, chunks and offloading save memory.
 # 3. A layout is names and shapes: a few rules translate them, and file sizes prove them right to the byte.
 # 4. Meta device, memory map and assign load without a second copy; a pickle is a program, so it is read with
 #    restrictions.
