@@ -48,7 +48,7 @@ INTRODUCED = {
     "minit2v.attention": 5, "minit2v.unet": 5,
     "minit2v.samplers": 6, "minit2v.samplers.posterior": 4,
     "minit2v.unet.FrameConv": 7, "minit2v.unet.TemporalConv": 7, "minit2v.unet.TemporalTransformer": 7,
-    "minit2v.data": 8, "minit2v.recipe": 8, "minit2v.pipeline": 8,
+    "minit2v.data": 8, "minit2v.recipe": 8, "minit2v.pipeline": 8, "minit2v.ablation": 8,
     "minit2v.metrics": 9, "minit2v.frechet": 9, "minit2v.judge": 9, "minit2v.evaluate": 9, "minit2v.fvd": 9,
     "minit2v.published": 9,
     "minit2v.checkpoints": 10, "minit2v.layouts": 10, "minit2v.tensorfiles": 10, "minit2v.configfiles": 10,
