@@ -671,8 +671,8 @@ print(f"both wrong: {frechet.distance(*wrong):.2f}; one wrong: {frechet.distance
 
 # %% [markdown]
 # If one of the two is wrong, the distance shouts. If *both* are wrong, it whispers: a plausible number comes out, and
-# compares with nobody else's. (This has happened to FVD more than once.) The cure is a number to check against: the
-# distance of two fixed sets of clips, published with the code.
+# compares with nobody else's. The cure is a number to check against: the distance of two fixed sets of clips, published
+# with the code.
 #
 # The symptoms, in short:
 #
@@ -724,4 +724,4 @@ print(f"both wrong: {frechet.distance(*wrong):.2f}; one wrong: {frechet.distance
 # - Z. Huang et al., *VBench: Comprehensive Benchmark Suite for Video Generative Models*, 2023, arXiv:2311.17982.
 # - B. Efron, *Bootstrap Methods: Another Look at the Jackknife*, 1979. The bootstrap.
 # - E. B. Wilson, *Probable Inference, the Law of Succession, and Statistical Inference*, 1927. The interval.
-# - J. Wang et al., *ModelScope Text-to-Video Technical Report*, 2023, arXiv:2308.06571. Section 4.
+# - J. Wang et al., *ModelScope Text-to-Video Technical Report*, 2023, arXiv:2308.06571.
