@@ -20,7 +20,8 @@ generators never see in training; it is there to judge them. It ships in minit2v
 trains one anew, in ten minutes of one core, and says how good it is. The one that ships had 1,200 steps of a plan that
 long, and then 300 of the present one. Of 500 real clips that it had not seen it names 100 % of the colours, 94 % of the
 motions and 69 % of the shapes right (chance: 12, 7 and 25). Of two captions that differ in one of these it takes the
-right one for 100, 99.8 and 88 % (chance: 50), in English as in Chinese.
+right one for 100, 99.8 and 88 % (chance: 50), in English as in Chinese. Shapes come last: after the first 1,200 steps
+they were 53 %, and they still rose, so the whole plan should do better; that has not been measured.
 """
 
 import argparse

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import random
 import unicodedata
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -273,6 +274,16 @@ def test_a_film_that_is_damaged_further_on_is_told_when_it_is_read(tmp_path):
     with pytest.raises(ValueError, match="a.mp4 cannot be read"):
         read_clip(one, 40, 8.0, 64, 64)
     assert read_clip(one, 8, 8.0, 64, 64, Start()).shape[0] == 8
+
+
+def test_a_film_that_ends_before_its_time_is_told(tmp_path):
+    """Its table promises ten seconds and it decodes without an error, but two seconds of frames are all there is."""
+    one = film(video.save(numbered(16), tmp_path / "a.mp4", fps=8))
+    promised = replace(one, last=9.875, seconds=10.0, frames=80)
+    with pytest.raises(ValueError, match="its frames end after 1.88 s of 10.00 s"):
+        read_clip(promised, 40, 8.0, 32, 48, Start())
+    nearly = replace(one, last=2.25, seconds=2.375)                   # three frames are lost: the last one stays
+    assert numbers(read_clip(nearly, 19, 8.0, 32, 48, Start())) == [*range(16), 15, 15, 15]
 
 
 def test_the_sheet(tmp_path):
