@@ -2,7 +2,7 @@
 # # 12 · Fine-tuning
 #
 # The shipped model knows fourteen motions. Ask it for a fifteenth and it does what we all do with a word that we have
-# never heard: it guesses. Training it anew would take hours, and the released one took months of many cards. In this
+# never heard: it guesses. Training it anew would take hours, and for the released one a hall full of cards. In this
 # chapter you teach it the new motion from twenty clips, in a minute, by adding two per cent to its parameters and
 # leaving all the others alone. Then you look at what it has forgotten in that minute, because it has.
 
@@ -39,8 +39,8 @@ work = Path(tempfile.mkdtemp())                              # the runs of this 
 
 # %%
 def film(pipe, prompts):
-    """A clip for each prompt, in ten steps, prompt i from the noise of seed i: (N, F, H, W, 3) uint8."""
-    return pipe(prompts, num_inference_steps=10, sampler="dpm++", seed=list(range(len(prompts))), progress=False)
+    """A clip for each prompt, in eight steps, prompt i from the noise of seed i: (N, F, H, W, 3) uint8."""
+    return pipe(prompts, num_inference_steps=8, sampler="dpm++", seed=list(range(len(prompts))), progress=False)
 
 
 first = film(pipe, ["a yellow square zigzags to the right", "a purple star zigzags to the right"])
@@ -59,7 +59,7 @@ figures.strip(first, scale=2, titles=["yellow square zigzags", "purple star zigz
 # |---|---|
 # | parameters that learn, of all the network's | about 1 in 45 |
 # | change that a fresh adapter makes | 0, bit for bit |
-# | zigzags, of 12 that were asked for, after a minute of training | at least 9; before, at most 7 |
+# | zigzags, of 12 that were asked for, after a minute of training | at least 9; before, at most 3 |
 # | rank-4 adapters of the released network | 1,661,440 parameters of 1.41 billion |
 # | losses of two processes against those of one | equal to 0.00001 |
 
@@ -94,22 +94,31 @@ figures.strip([clips[0], clips[1]], scale=2, titles=shown[:2], alt="Two shapes t
 
 # %% [markdown]
 # The referee of chapter 01 has no word for this motion, so we need a judge of our own. It follows the centre of all
-# that is not ground, and wants three things: at least two turns up or down, enough height, and a way to the right.
+# that is not ground, and how far from it that reaches. It wants four things: a single thing, at least two turns up or
+# down, enough height, and a way to the right.
 
 # %%
-def centre(clip):
-    """The centre of all that is not ground, in fractions of the frame: x and y, (F,) each."""
+def track(clip):
+    """Of all that is not ground, in fractions of the frame: the centre's x and y, and the spread; (F,) each."""
     weight = ((clip.float() - clip[0, 0, 0].float()).norm(dim=-1) - 40).clamp(min=0)          # (F, H, W)
-    total = weight.sum((1, 2)).clamp(min=1)
+    weight = weight / weight.sum((1, 2), keepdim=True).clamp(min=1)
     place = torch.arange(64) / 64
-    return (weight.sum(1) * place).sum(1) / total, (weight.sum(2) * place).sum(1) / total
+    x, y = (weight.sum(1) * place).sum(1), (weight.sum(2) * place).sum(1)                     # (F,)
+    away = (place - x[:, None])[:, None] ** 2 + (place - y[:, None])[:, :, None] ** 2         # (F, H, W)
+    return x, y, (weight * away).sum((1, 2)).sqrt()
 
 
-def is_zigzag(clip):
-    x, y = centre(clip)
+def is_zigzag(clip, widest=0.16):
+    x, y, spread = track(clip)
     steps = y.diff()
     signs = steps[steps.abs() > 0.008].sign()                # small ones are no decision
-    return bool((signs[1:] != signs[:-1]).sum() >= 2 and y.std() > 0.05 and x[-1] - x[0] > 0.15)
+    turns = (signs[1:] != signs[:-1]).sum()
+    return bool(spread.max() < widest and turns >= 2 and y.std() > 0.05 and x[-1] - x[0] > 0.15)
+
+# %% [markdown]
+# Why a single thing? Before it has learned, the model often draws two that come and go (look at the purple star above),
+# and their common centre jumps up and down. A judge that follows only the centre is fooled, and section 4 counts how
+# often. The spread of one of our things is 0.09 of a frame, that of two apart 0.2 and more.
 
 # %% [markdown]
 # Before it judges a model it is judged itself, on real clips whose truth we know: the ceiling and the floor. How often
@@ -222,27 +231,34 @@ def is_adapter(name: str) -> bool:
 # %% [markdown]
 # `fit` is the loop of chapter 04. Of a network it trains what `learns` says by name. The learning rate is high, for
 # small matrices that start at zero have a long way to go; the moving average forgets quickly, for the run is short.
+# What `fit` returns is that average, and in it there are only the weights that learned. So they are loaded with
+# `strict=False`, of which chapter 10 has warned, and we ask ourselves whether a name was left over.
 
 # %%
 def teach(pipe, learns, lr, steps, folder):
     plan = Plan(steps=steps, batch=4, lr=lr, warmup=10, ema=0.95, log_every=10)
     average = fit(pipe.unet, objective, plan, work / folder, learns=learns)
-    pipe.unet.load_state_dict(average, strict=False)
+    assert not pipe.unet.load_state_dict(average, strict=False).unexpected_keys
     pipe.unet.eval()
     return [line["loss"] for line in read_log(work / folder) if "loss" in line]
 
-
+# %%
 before = film(pipe, asked)
-losses = teach(pipe, is_adapter, lr=3e-3, steps=120, folder="lora")
+
+# %%
+losses = teach(pipe, is_adapter, lr=3e-3, steps=90, folder="lora")
+
+# %%
 after = film(pipe, asked)
 
 # %%
-figures.plot({"loss, mean of ten steps": losses}, x=range(10, 121, 10), xlabel="step", ylabel="loss",
+figures.plot({"loss": losses}, x=range(10, 10 * len(losses) + 1, 10), xlabel="step", ylabel="loss, mean of ten steps",
              alt="A jagged curve that jumps up and down.")
 
 # %% [markdown]
-# The loss says hardly anything: the times that are drawn make it jump by more than it falls. The clips say it. All of
-# these pairs of colour and shape were kept back:
+# The loss says hardly anything. It seems to fall, but the times that are drawn make it jump: in a run of 120 steps it
+# was back at 0.24 by step 100. The clips say it. Here are the first three that the judge takes for zigzags, of pairs of
+# colour and shape that were kept back:
 
 # %%
 best = [i for i in range(12) if is_zigzag(after[i])][:3]
@@ -251,23 +267,36 @@ figures.strip([clip for i in best for clip in (before[i], after[i])], scale=2,
               alt="Three pairs of rows: before, shapes that drift or double; after, one shape that swings up and down.")
 
 # %%
-sines = {f"asked {i + 1}": centre(after[i])[1] for i in best} | {"a shown clip": centre(clips[0])[1]}
+sines = {f"asked {i + 1}": 1 - track(after[i])[1] for i in best} | {"a shown clip": 1 - track(clips[0])[1]}
 figures.plot(sines, xlabel="frame", ylabel="height of the centre",
-             alt="The heights over the frames: all swing down and up and down again.")
+             alt="The heights over the frames: the shown clip is a sine; the made ones swing up and down less evenly.")
 
 # %% tags=["nbval-check-output"]
 count = {"before": sum(map(is_zigzag, before)), "after": sum(map(is_zigzag, after))}
-print("at least 9 of 12 after, at most 7 before:", count["after"] >= 9, count["before"] <= 7)
-print("it has learnt:", count["after"] - count["before"] >= 3)
-assert count["after"] >= 9 and count["before"] <= 7 and count["after"] - count["before"] >= 3
-
-# %% [markdown]
-# Twelve clips are few, and chapter 09 says how few. So here are the intervals, beside the floor that we measured:
+print("at least 9 of 12 after, at most 3 before:", count["after"] >= 9, count["before"] <= 3)
+assert count["after"] >= 9 and count["before"] <= 3
 
 # %%
+fooled = sum(is_zigzag(clip, widest=1) for clip in before)
+print(f"before, by a judge that does not ask for a single thing: {fooled} of 12")
+
+# %% [markdown]
+# Twelve clips are few, and chapter 09 says how few. Its interval, seen from both ends (the middle is not the share
+# itself, but a little nearer to a half), beside the floor and the ceiling that we measured:
+
+# %%
+def wilson(found, n):
+    """Wilson's 95 % interval of a share, in per cent: from, to."""
+    middle, half = (found + 1.92) / (n + 3.84), metrics.interval(found / n, n)
+    return f"{100 * max(middle - half, 0):3.0f} to {100 * min(middle + half, 1):3.0f} %"
+
+
 for when, found in count.items():
-    print(f"{when:7} {found:2} of 12, {found / 12:.0%} ± {100 * metrics.interval(found / 12, 12):.0f}")
+    print(f"{when:7} {found:2} of 12: {wilson(found, 12)}")
 print(f"floor   {sum(map(is_zigzag, known_clips))} of 100; ceiling {sum(map(is_zigzag, back))} of 20")
+
+# %% [markdown]
+# The two intervals lie apart. That it has learned is certain; how well, twelve clips cannot say.
 
 # %% [markdown]
 # ## 5 · What was forgotten
@@ -286,32 +315,61 @@ def shares(pipe, new=None):
     new = film(pipe, asked) if new is None else new
     return sum(map(is_zigzag, new)) / 12, metrics.accuracy(film(pipe, old_prompts), old)["all"]
 
+# %% [markdown]
+# Twelve clips will not see a small loss of skill. So beside them we ask a finer question: the *loss* on forty old
+# clips, where each has a time and a noise of its own, the same ones for each network. Above the loss said hardly
+# anything, because each step drew other times. In pairs, that chance is gone:
 
+# %%
+held = of_clips(pipe, known_clips[12:52], [caption(scene, random.Random(i), "en")
+                                           for i, scene in enumerate(scenes[12:52])], progress=False)
+
+
+@torch.no_grad()
+def old_losses(unet):
+    """The loss of each of forty old clips; times and noise are the same at each call: (40,)."""
+    latents = torch.cat([held.middle(i) for i in range(40)])                                  # (40, 4, F, h, w)
+    context = torch.stack([held.contexts[text].float() for text in held.captions])            # (40, L, D)
+    return denoising_loss(unet, pipe.process, latents, context, Generator().manual_seed(0))[1]
+
+# %%
 def turn(pipe, strength):
     for adapter in lora.adapters(pipe.unet).values():
         adapter.scale = strength
 
 
-dial = {}
+dial, loss = {}, {}
 for strength, seen in {0.0: before, 0.5: None, 1.0: after}.items():
     turn(pipe, strength)
-    dial[strength] = shares(pipe, seen)
+    dial[strength], loss[strength] = shares(pipe, seen), old_losses(pipe.unet)
 
 # %%
 figures.plot({"zigzags that zigzag": [new for new, _ in dial.values()],
               "old clips that are right": [kept for _, kept in dial.values()]}, x=list(dial),
              xlabel="strength of the adapters", ylabel="share of 12 clips",
-             alt="From strength 0 to 1 the share of zigzags rises; the share of old clips that are right falls.")
+             alt="From strength 0 to 1 the share of zigzags rises steeply; that of old clips changes little.")
+
+# %%
+for strength, (_, kept) in dial.items():
+    worse = int((loss[strength] > loss[0.0]).sum())
+    print(f"strength {strength}: {wilson(round(12 * kept), 12)} of old clips right; their loss "
+          f"{loss[strength].mean():.4f}, higher than at 0 for {worse:2} of 40")
 
 # %% tags=["nbval-check-output"]
 print("zigzags rise with the strength:", dial[1.0][0] > dial[0.0][0])
+print("the loss on old clips is higher for most:", int((loss[1.0] > loss[0.0]).sum()) >= 28)
 turn(pipe, 0.0)
 with torch.no_grad():
     same = torch.allclose(pipe.unet(x, half, context), minit2v.load().unet(x, half, context), atol=1e-4)
 print("the old model is back at strength 0:", same)
-assert dial[1.0][0] > dial[0.0][0]
+assert dial[1.0][0] > dial[0.0][0] and (loss[1.0] > loss[0.0]).sum() >= 28
 
 # %% [markdown]
+# Look at the numbers in this order. The shares of right clips: a clip more or less of twelve means nothing, and the
+# intervals overlap. The losses, in pairs: if nothing but chance were at work, about 20 of 40 would be higher, and 28 or
+# more in one case of a hundred. So the network answers worse about what it knew, for certain, even where twelve clips
+# do not show it yet.
+#
 # This is **forgetting**, and each method of fine-tuning has it. What helps: fewer steps; a smaller rate; a lower
 # strength; fewer layers; or old clips mixed in with the new ones. Whatever you choose, measure both curves.
 #
@@ -331,18 +389,25 @@ assert dial[1.0][0] > dial[0.0][0]
 second = minit2v.load()
 mine = sum(p.numel() for name, p in second.unet.named_parameters() if is_temporal(name))
 print(f"{mine:,} of {sum(p.numel() for p in second.unet.parameters()):,} parameters see time")
-teach(second, is_temporal, lr=1.5e-3, steps=90, folder="temporal")
-temporal = shares(second)
+second_losses = teach(second, is_temporal, lr=1.5e-3, steps=60, folder="temporal")
 
 # %%
-rows = {"the old model": dial[0.0], "LoRA, half strength": dial[0.5], "LoRA": dial[1.0], "temporal layers": temporal}
-print(f"{'':20} zigzags  old clips right")
-for name, (new, kept) in rows.items():
-    print(f"{name:20} {new:6.0%} {kept:12.0%}")
+temporal = shares(second)
+loss["temporal"] = old_losses(second.unet)
+
+# %%
+rows = {"the old model": (dial[0.0], 0.0), "LoRA, half strength": (dial[0.5], 0.5), "LoRA": (dial[1.0], 1.0),
+        "temporal layers": (temporal, "temporal")}
+print(f"{'':20} {'zigzags, of 12':20}{'old right, of 12':20}old loss")
+for name, ((new, kept), key) in rows.items():
+    new, kept = round(12 * new), round(12 * kept)
+    print(f"{name:20} {new:2} ({wilson(new, 12)})   {kept:2} ({wilson(kept, 12)})   {loss[key].mean():.3f}")
 
 # %% [markdown]
-# That is twelve clips a number, so only large differences mean anything: the intervals are about 25 points wide to
-# either side. What is certain is what did *not* change, because it cannot have:
+# The intervals beside the counts are wide: where two ways differ by two or three clips of twelve, neither has won. The
+# old loss says a little more, for it is a mean over forty pairs: in this run the temporal layers, with a learning rate
+# and a length of their own, have paid most. It is one run of each. What is certain is what did *not* change, because it
+# cannot have:
 
 # %% tags=["nbval-check-output"]
 fresh = minit2v.load().unet
@@ -400,6 +465,8 @@ for i, (clip, text) in enumerate(zip(clips[:6], shown[:6])):
     minit2v.save(clip, folder / f"{i}.mp4", fps=8)
     (folder / f"{i}.txt").write_text(text, encoding="utf-8")
 (folder / "broken.mp4").write_bytes(b"this is no film")
+(folder / "broken.txt").write_text("a red circle zigzags", encoding="utf-8")
+minit2v.save(clips[6], folder / "silent.mp4", fps=8)         # a film of which nothing is said
 
 
 def command(*words):
@@ -418,7 +485,8 @@ print("\n".join(line for line in told.splitlines() if "left out" in line))
 # Now two processes. Each step is the mean over `--accumulate` batches; the processes share these out, each computes the
 # gradient of its own, and the gradients are averaged (`distributed.average_gradients`). As every batch draws from a
 # seed of its own, it does not matter *who* computes it, and two processes must make the same steps as one.
-# `torchrun` starts them and tells each its number:
+# `torchrun` starts them and tells each its number. (`--judge 0` leaves out the clips before and after, which would take
+# longer than the three steps.)
 
 # %%
 short = ["--steps", "3", "--batch", "1", "--accumulate", "2", "--judge", "0", "--lr", "1e-3"]
@@ -442,7 +510,7 @@ assert difference < 1e-5
 # **Fine-tuning.** The released model came without code for it, and the library around it could not even save memory by
 # recomputing activations. People wrote their own: *Text-To-Video-Finetuning* trained chosen modules by name
 # (`trainable_modules`), which is our `learns`; its users' two complaints were that nothing happened, and that the clip
-# stood still. ZeroScope is such a fine-tuned model: some ten thousand clips without watermarks.
+# stood still. ZeroScope (chapter 11) is such a fine-tuned model, from 9,923 clips.
 #
 # **The size.** Adapters of rank 4 beside all attention of the released network, counted on the meta device:
 
@@ -476,25 +544,28 @@ assert not asleep.down.grad.any() and not asleep.up.grad.any()
 # **Neither starts at zero.** Then the model is damaged before the first step:
 
 # %%
-damaged = minit2v.load()
+RED = "a red circle moves right"
+damaged, sound = minit2v.load(), minit2v.load()
 for i, adapter in enumerate(lora.add(damaged.unet, rank=8).values()):
     nn.init.normal_(adapter.up, std=1.0, generator=Generator().manual_seed(i))
-figures.strip([film(damaged, ["a red circle moves right"])[0], film(fresh_pipe := minit2v.load(),
-                                                                    ["a red circle moves right"])[0]],
-              titles=["adapters that start with random numbers", "adapters that start at zero"], scale=2,
+lora.add(sound.unet, rank=8)
+unharmed = film(sound, [RED])
+figures.strip([film(damaged, [RED])[0], unharmed[0]], scale=2,
+              titles=["adapters that start with random numbers", "adapters that start at zero"],
               alt="Above, the damaged model's clip; below, a red circle that moves right.")
 
 # %% [markdown]
 # **Too fast.** Ten times the learning rate, a sixth of the steps. What do you look at? Not at the loss: at the *motion
 # energy* of chapter 09, before and after, and at the old clips. `minit2v finetune` prints both, and says so when the
-# picture freezes, when nothing happened, or when the old skills go.
+# picture freezes, when nothing happened, or when the old skills go. Here it is the clip from above that has changed:
 
 # %%
-lora.add(fresh_pipe.unet, rank=8)
-teach(fresh_pipe, is_adapter, lr=3e-2, steps=20, folder="fast")
-fast = film(fresh_pipe, [asked[0], "a red circle moves right"])
-figures.strip(fast, titles=[asked[0], "a red circle moves right"], scale=2,
-              alt="Two rows: what is left of the zigzag; and a red circle that hops about instead of moving right.")
+teach(sound, is_adapter, lr=3e-2, steps=15, folder="fast")
+fast = film(sound, [RED, asked[0]])
+for when, made in (("before", unharmed), ("after", fast[:1])):
+    print(f"{RED}, {when}: motion energy {metrics.motion_energy(made).item():.3f}")
+figures.strip(fast, titles=[RED, asked[0]], scale=2,
+              alt="Two rows: a red circle that hops about instead of moving right; and what is left of the zigzag.")
 
 # %% [markdown]
 # **A colour that the autoencoder does not know.** Brown is not among the eight colours it was trained on. Here is a
@@ -531,8 +602,8 @@ figures.strip([brown, metrics.through_autoencoder(pipe, brown[None])[0]], titles
 # 5. Several processes share out the batches of a step, and make the same step as one.
 #
 # What you now own: all of it. You began with one cell that made a clip. Since then you have written the autoencoder,
-# the text tower, the network, its sense of time, the samplers and the training, loaded somebody else's 1.7 billion
-# parameters into it, and taught it a motion that nobody else's model has.
+# the text tower, the network, its sense of time, the samplers and the training, seen how somebody else's 1.7 billion
+# parameters find their places in it, and taught it a motion that nobody else's model has.
 
 # %% [markdown]
 # ## Exercises
