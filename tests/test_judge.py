@@ -82,6 +82,9 @@ def test_captions_of_any_length_are_read_alone_as_among_others():
     together = judge.embed_text(texts)
     assert torch.allclose(together, torch.cat([judge.embed_text([text]) for text in texts]), atol=1e-5)
     assert torch.allclose(together.norm(dim=1), torch.ones(3), atol=1e-5)
+    tokens = judge._tokenizer()(texts[:1])
+    alone = tokens[:, :int((tokens != 0).sum())]                              # without the zeros that fill it up
+    assert alone.shape[1] < tokens.shape[1] and torch.allclose(judge.load().embed_text(alone), together[:1], atol=1e-5)
 
 
 # --- what is refused ---
