@@ -71,7 +71,7 @@ def state_of(pipe):
 # --- copies of ours ---
 
 def test_every_block_class_is_there():
-    """The list is not kept by hand: every module class of the three files that a network is built of."""
+    """The list is not kept by hand: every module class of the files that a network is built of."""
     for part in ("unet", "autoencoder"):
         found = {type(m).__name__ for m in make_network(part).modules() if type(m).__module__.startswith("minit2v")}
         assert found == set(swap.CLASSES[part])
