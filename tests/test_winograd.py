@@ -60,8 +60,8 @@ def test_where_it_is_taken(monkeypatch):
         assert taken(wide, x, monkeypatch)
         assert not taken(narrow, x, monkeypatch)                      # too few channels,
         assert not taken(wide, x[:7], monkeypatch)                    # or pixels
-        assert not taken(wide, random(9, 256, 8, 7, dtype=torch.float32), monkeypatch)            # odd sizes
-        assert not taken(wide, random(9, 256, 7, 8, dtype=torch.float32), monkeypatch)
+        assert not taken(wide, random(10, 256, 8, 7, dtype=torch.float32), monkeypatch)            # odd sizes
+        assert not taken(wide, random(10, 256, 7, 8, dtype=torch.float32), monkeypatch)
         with torch.autocast("cpu", torch.bfloat16):
             assert not taken(wide, x, monkeypatch)
         assert not taken(wide.bfloat16(), x.bfloat16(), monkeypatch)
