@@ -12,7 +12,6 @@ strictly, and `minit2v.load` reads it, too. Exactness alone; a busy machine does
 """
 
 import argparse
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -22,30 +21,18 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import original  # noqa: E402
+
 from minit2v import cli, pipeline, samplers  # noqa: E402
 from minit2v.diffusion import guided_denoiser  # noqa: E402
 from minit2v.video import to_uint8  # noqa: E402
 
 
-def modules() -> dict:
-    """The original's files by name, found in the package without importing it."""
-    folder = Path(importlib.util.find_spec("modelscope").origin).parent / "models" / "multi_modal" / "video_synthesis"
-    found = {}
-    for name in ("unet_sd", "diffusion", "autoencoder"):
-        spec = importlib.util.spec_from_file_location(f"modelscope_{name}", folder / f"{name}.py")
-        found[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(found[name])
-    return found
-
-
 def originals(code: dict, folder: Path, config):
     """The original's UNet and autoencoder, made as its own pipeline does it (text_to_video_synthesis_model.py)."""
-    u, a = config.unet, config.autoencoder
+    a = config.autoencoder
     with torch.device("meta"):
-        unet = code["unet_sd"].UNetSD(
-            in_dim=4, dim=u.channels, y_dim=768, context_dim=u.context_dim, out_dim=4, dim_mult=list(u.multipliers),
-            num_heads=u.input_heads, head_dim=u.head_dim, num_res_blocks=u.res_blocks,
-            attn_scales=[1 / 2 ** level for level, has in enumerate(u.attention) if has], temporal_attention=True)
+        unet = original.unet_sd(code, config.unet)
     weights = torch.load(folder / "text2video_pytorch_model.pth", map_location="cpu", weights_only=True, mmap=True)
     unet.load_state_dict(weights, strict=True, assign=True)
     shape = {"double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": a.channels,
@@ -66,7 +53,7 @@ def main() -> None:
     folder = parser.parse_args().folder / "full-modelscope"
     if not (folder / "configuration.json").exists():
         cli.main(["convert", str(folder.with_name("full")), str(folder), "--to", "modelscope"])
-    ours, code = pipeline.load(folder), modules()
+    ours, code = pipeline.load(folder), original.modules()
     unet, decoder = originals(code, folder, ours.config)
     x = torch.randn(1, 4, 16, 32, 32, generator=torch.Generator().manual_seed(0))
     text, empty = ours.encode_text(["a panda eats bamboo on a rock", ""]).split(1)

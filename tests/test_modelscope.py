@@ -1,12 +1,6 @@
-"""Against the original itself: UNet, sampling loop and autoencoder, run from the files of the `modelscope` package.
+"""Against the original itself: UNet, sampling loop and autoencoder, run from the files of the `modelscope` package."""
 
-The package is found, not imported: its own `__init__` asks for much that a comparison does not need. The three files
-used here import nothing but torch, numpy and einops, and are run as they are.
-"""
-
-import importlib.util
-from pathlib import Path
-
+import original as theirs
 import pytest
 import torch
 from test_unet import random_unet
@@ -26,26 +20,13 @@ SMALL = UNetConfig(channels=32, head_dim=16, context_dim=1024)
 @pytest.fixture(scope="module")
 def original():
     """The modules of the original by name: unet_sd, diffusion, autoencoder."""
-    package = importlib.util.find_spec("modelscope")
-    if package is None:
-        pytest.skip("the original is not installed: pip install --no-deps modelscope")
-    folder, modules = Path(package.origin).parent / "models" / "multi_modal" / "video_synthesis", {}
-    for name in ("unet_sd", "diffusion", "autoencoder"):
-        spec = importlib.util.spec_from_file_location(f"modelscope_{name}", folder / f"{name}.py")
-        modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(modules[name])
-    return modules
+    return theirs.modules() or pytest.skip("the original is not installed: pip install --no-deps modelscope")
 
 
 def unet_sd(original, unet):
-    """The original's UNet, as its own pipeline makes it of configuration.json, with the weights of ours."""
-    c = unet.config
-    scales = [1 / 2 ** level for level, has in enumerate(c.attention) if has]
-    model = original["unet_sd"].UNetSD(
-        in_dim=c.latent_channels, dim=c.channels, y_dim=768, context_dim=c.context_dim, out_dim=c.latent_channels,
-        dim_mult=list(c.multipliers), num_heads=c.input_heads, head_dim=c.head_dim, num_res_blocks=c.res_blocks,
-        attn_scales=scales, dropout=c.dropout, temporal_attention=True)
-    model.load_state_dict(unet_to_modelscope(unet.state_dict(), c), strict=True)
+    """The original's UNet with the weights of ours."""
+    model = theirs.unet_sd(original, unet.config)
+    model.load_state_dict(unet_to_modelscope(unet.state_dict(), unet.config), strict=True)
     return model.eval()
 
 

@@ -37,8 +37,7 @@ class Board:
     def cells(self, x: float, y: float, labels: list, colours: str | list | None = None, width: float = 0.8,
               height: float = 0.8) -> None:
         """A row of cells, the first with its middle at x: something that is there."""
-        colours = [colours] * len(labels) if colours is None or isinstance(colours, str) else colours
-        for i, (label, colour) in enumerate(zip(labels, colours, strict=True)):
+        for i, (label, colour) in enumerate(zip(labels, _each(colours, labels), strict=True)):
             corner = (x + (i - 0.5) * width, y - height / 2)
             self.axes.add_patch(Rectangle(corner, width, height, linewidth=0.8, **_inks(colour)))
             self.text(x + i * width, y, str(label))
@@ -62,8 +61,7 @@ class Board:
     def chain(self, y: float, places: list[float], labels: list[str], colours: str | list | None = None,
               width: float = 1.8) -> None:
         """Boxes in a row, with an arrow from each to the next."""
-        colours = [colours] * len(labels) if colours is None or isinstance(colours, str) else colours
-        for x, label, colour in zip(places, labels, colours, strict=True):
+        for x, label, colour in zip(places, labels, _each(colours, labels), strict=True):
             self.box(x, y, label, colour, width)
         for left, right in zip(places, places[1:]):
             self.arrow((left + width / 2, y), (right - width / 2, y))
@@ -79,3 +77,8 @@ class Board:
 
 def _inks(colour: str | None) -> dict:
     return {"facecolor": to_rgba(PALETTE[colour], 0.4) if colour else "white", "edgecolor": "black"}
+
+
+def _each(colours: str | list | None, labels: list) -> list:
+    """A colour for each label, where one may be given for all."""
+    return colours if isinstance(colours, list) else [colours] * len(labels)
