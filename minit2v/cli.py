@@ -177,7 +177,7 @@ def build_parser() -> argparse.ArgumentParser:
                           "(default: clip.mp4)")
     one.add_argument("--negative-prompt", default="", metavar="S", help="what not to show")
     one.add_argument("--seed", type=_seed, default=0, help="another number, another clip (default: 0)")
-    one.add_argument("--num-inference-steps", type=_positive, default=50, metavar="N",
+    one.add_argument("--num-inference-steps", "--steps", type=_positive, default=50, metavar="N",
                      help="times the network is asked (default: 50)")
     _add_sampling(one)
     one.add_argument("--eta", type=_share, default=0.0, help="randomness of ddim, 0 to 1 (default: 0)")
@@ -258,10 +258,10 @@ def main(argv: list[str] | None = None) -> int:
     return 1
 
 
-def _add_sampling(parser: argparse.ArgumentParser) -> None:
+def _add_sampling(parser: argparse.ArgumentParser, sampler: str = "ddim") -> None:
     parser.add_argument("--guidance-scale", type=_finite, metavar="G",
                         help="how strongly to follow the prompt; 1 is no guidance (default: the model's)")
-    parser.add_argument("--sampler", choices=SAMPLERS, default="ddim", help="(default: ddim)")
+    parser.add_argument("--sampler", choices=SAMPLERS, default=sampler, help=f"(default: {sampler})")
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:

@@ -21,8 +21,9 @@ def add(verb, positive, seed, add_sampling) -> None:
                      help="only print what was published of the released model, and why it cannot be compared")
     one.add_argument("--clips", type=positive, default=512, metavar="N", help="clips in each row (default: 512, for "
                      "the course Frechet distance)")
-    one.add_argument("--steps", type=positive, default=50, metavar="N", help="sampling steps a clip (default: 50)")
-    add_sampling(one)
+    one.add_argument("--num-inference-steps", "--steps", type=positive, default=15, metavar="N",
+                     help="times the network is asked for a clip (default: 15)")
+    add_sampling(one, sampler="dpm++")
     one.add_argument("--seed", type=seed, default=0, help="of the first clip, then counting up (default: 0)")
     one.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a JSON file too")
     one.add_argument("--picture", type=Path, metavar="FILE", help="draw them into a PNG file too")

@@ -273,9 +273,9 @@ def main_evaluate(args) -> int:
             raise FileNotFoundError(f"cannot write {str(path)!r}: there is no folder {str(Path(path).parent)!r}")
     pipe = load(args.weights, dtype=args.dtype, device=args.device)
     scale = pipe.config.guidance_scale if args.guidance_scale is None else args.guidance_scale
-    settings = {"num_inference_steps": args.steps, "guidance_scale": scale, "sampler": args.sampler}
+    settings = {"num_inference_steps": args.num_inference_steps, "guidance_scale": scale, "sampler": args.sampler}
     found = {"clips": args.clips, "seed": args.seed, **settings, "model": pipe.config.name}
-    how = f"{args.sampler}, {args.steps} steps, guidance {scale:g}, seeds from {args.seed}"
+    how = f"{args.sampler}, {args.num_inference_steps} steps, guidance {scale:g}, seeds from {args.seed}"
     if args.referee:
         found["rows"] = metrics.referee_rows(pipe, args.clips, args.seed)
         print(f"The referee on {args.clips} clips a row, per cent right")

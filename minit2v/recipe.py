@@ -9,6 +9,7 @@ The last two are the recipe of ModelScope (Wang et al. 2023, section 3.3), which
 adds temporal layers that do nothing at first, and trains on videos and images together.
 """
 
+import os
 import random
 import shutil
 from collections import Counter, defaultdict
@@ -295,6 +296,9 @@ def main_train(args) -> int:
         if args.stage not in ("all", *UNETS):
             raise ValueError(f"stage {args.stage!r} has no UNet, and only a UNet is cut into pieces: leave --shard out")
         sharding.check_started()
+    if args.compile and not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++", "cl")):
+        raise FileNotFoundError("--compile needs a C++ compiler, and neither g++ nor clang++ nor cl is on the PATH. "
+                                "Install one (on Debian: apt install g++), or leave --compile out")
     runs = {"autoencoder": train_autoencoder, "text": train_text, "image": train_image, "video": train_video}
     for stage in STAGES if args.stage == "all" else (args.stage,):
         saved = out / "config.json"
@@ -305,7 +309,7 @@ def main_train(args) -> int:
                                         f"First: minit2v train --stage {MADE_BY[part]} --out {out}")
         plan = PLANS[stage] if args.steps is None else replace(PLANS[stage], steps=args.steps)
         plan = replace(plan, accumulate=args.accumulate, batch=max(1, plan.batch // args.accumulate))
-        options = {"shard": True} if args.shard and stage in UNETS else {}
+        options = {"shard": args.shard, "compiled": args.compile} if stage in UNETS else {}
         runs[stage](config, out, plan, autocast=torch.bfloat16 if args.dtype == "bfloat16" else None, **options)
         distributed.everyones(stage)                     # nobody reads what the first has not written yet
         print(f"{stage}: the weights are in {out}, the log and the checkpoint in {out / 'runs' / stage}")

@@ -81,7 +81,7 @@ def generators(seed: int, step: int, micro: int = 0) -> tuple[torch.Generator, r
 def fit(model: nn.Module, objective: Callable, plan: Plan, folder: str | Path, seed: int = 0,
         learns: Callable[[str], bool] = lambda name: True, autocast: torch.dtype | None = None,
         on_save: Callable[[dict[str, Tensor], int], dict | None] | None = None,
-        progress: bool = True, shard: bool = False) -> dict[str, Tensor]:
+        progress: bool = True, shard: bool = False, compiled: bool = False) -> dict[str, Tensor]:
     """Trains `model` for `plan.steps` steps and returns the averaged weights, {name: tensor}.
 
     objective(model, generator, rng) -> (loss, {name: number}): draws a micro-batch and its noise, and judges the
@@ -94,6 +94,8 @@ def fit(model: nn.Module, objective: Callable, plan: Plan, folder: str | Path, s
     the first one alone writes, calls `on_save` and shows progress.
     shard: every process holds only a piece of each weight (see sharding.py). It is for the UNet; AdamW does all; the
     checkpoints are folders. A copy of `model` is trained, and what is returned is whole, on the processor.
+    compiled: the objective is given torch.compile's version of the model: a minute or two to begin with (it needs a
+    C++ compiler), then faster steps. Each shape of a batch is compiled by itself.
     Raises FloatingPointError when the loss is not a number; the last checkpoint stays. Raises ValueError if the
     micro-batches of a step cannot be shared out evenly among the processes.
     """
@@ -113,6 +115,7 @@ def fit(model: nn.Module, objective: Callable, plan: Plan, folder: str | Path, s
     bar = tqdm(range(begin, plan.steps), desc=folder.name, initial=begin, total=plan.steps,
                disable=not (progress and first_here))
     model.train()
+    network = torch.compile(model, dynamic=False) if compiled else model
     for step in bar:
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = plan.learning_rate(step)
@@ -121,7 +124,7 @@ def fit(model: nn.Module, objective: Callable, plan: Plan, folder: str | Path, s
         for micro in mine:
             generator, rng = generators(seed, step, micro)
             with torch.autocast(device.type, autocast, enabled=autocast is not None), _seeded(generator):
-                loss, found = objective(model, generator, rng)
+                loss, found = objective(network, generator, rng)
             (loss / len(mine)).backward()
             losses.append(loss.detach())
             parts.append(found)

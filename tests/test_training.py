@@ -7,6 +7,7 @@ import math
 import os
 import pickle
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -282,6 +283,30 @@ def test_it_may_be_saved_between_two_log_lines(tmp_path):
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_run_is_the_run(tmp_path):
+    given = set()
+
+    def watched(model, generator, rng):
+        given.add(type(model))
+        return objective(model, generator, rng)
+
+    average = fit(Net(), watched, PLAN, tmp_path, progress=False, compiled=True)
+    assert given == {type(torch.compile(Net()))} and Net not in given
+    assert set(average) == {name for name, _ in Net().named_parameters()}, "the names are the plain model's"
+    for name, value in train_net(tmp_path / "plain").items():
+        torch.testing.assert_close(average[name], value, rtol=0, atol=1e-5)
+    assert read_log(tmp_path)[-1]["loss"] == pytest.approx(read_log(tmp_path / "plain")[-1]["loss"], abs=1e-5)
+
+
+def test_compiling_without_a_compiler_is_told_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(FileNotFoundError, match=r"--compile needs a C\+\+ compiler.*leave --compile out"):
+        recipe.main_train(SimpleNamespace(stage="all", out=tmp_path / "run", threads=None, shard=False, compile=True))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_finished_run_is_not_run_again(whole):
     before = {p.name: p.read_bytes() for p in whole.iterdir()}
     average = fit(Net(), stop_after(0), PLAN, whole, progress=False)
@@ -442,7 +467,8 @@ def test_four_stages_make_a_model_that_generates(tmp_path, monkeypatch):
     monkeypatch.setattr(recipe, "SHARDS", {1: 1, 2: 1, 3: 1})
     monkeypatch.setattr(recipe, "score", partial(recipe.score, count=1))
     monkeypatch.setitem(recipe.PLANS, "autoencoder", small)
-    options = {"out": tmp_path, "steps": 1, "threads": None, "dtype": "float32", "accumulate": 1, "shard": False}
+    options = {"out": tmp_path, "steps": 1, "threads": None, "dtype": "float32", "accumulate": 1, "shard": False,
+               "compile": False}
 
     with pytest.raises(FileNotFoundError, match=r"--stage autoencoder"):
         recipe.main_train(SimpleNamespace(stage="image", **options))
