@@ -83,8 +83,8 @@ def add(verb, positive, seed) -> None:
                      "which processes share out (default: 1); captions and clips are compared within one")
     one.add_argument("--shard", action="store_true", help="each process that torchrun started holds a piece of every "
                      "weight of the UNet, and AdamW alone learns")
-    one.add_argument("--compile", action="store_true", help="let torch.compile make the UNet's steps faster; needs a C++ "
-                     "compiler and some minutes to begin with")
+    one.add_argument("--compile", action="store_true", help="let torch.compile make the UNet's steps faster; needs a "
+                     "C++ compiler and some minutes to begin with")
 
     one = verb(ablate)
     one.add_argument("name", choices=ABLATIONS, metavar="NAME", help=f"what to compare: {', '.join(ABLATIONS)}")
