@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .world import COLOURS, HEADINGS, ORBIT_RADIUS, SHAPES, SIZES, SPEEDS, Scene, Thing, render
@@ -58,8 +59,10 @@ def read(clip: Tensor, fps: float = 8.0) -> list[Reading]:
     colours = [int(k) for k in areas.argsort(descending=True)[:2] if areas[k] > least]
     if not colours:
         return []
-    # every coloured pixel goes to the nearest colour that an object has; mixed pixels at an edge are shares of it
-    nearest = _nearest_colour(image, colours)
+    # Every coloured pixel goes to the nearest colour that an object has; mixed pixels at an edge are shares of it.
+    # A pixel is asked together with its neighbours: the rim of something orange may look yellow after an autoencoder.
+    around = F.avg_pool2d(image.permute(0, 3, 1, 2), 3, stride=1, padding=1, count_include_pad=False)   # (F, 3, H, W)
+    nearest = _nearest_colour(around.permute(0, 2, 3, 1), colours)
     readings = [_read_object(torch.where(nearest == k, chroma / _hues()[1][k], 0.0).clamp(max=1.0), k, fps)
                 for k in colours]
     return [r for r in readings if r is not None]

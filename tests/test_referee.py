@@ -164,6 +164,22 @@ def test_a_little_noise_and_blur_do_no_harm():
         assert agrees(read(noisy.clamp(0, 255).to(torch.uint8)), scene)["all"], scene
 
 
+def test_a_rim_in_the_hue_of_the_other_object_does_no_harm():
+    """As an autoencoder paints it: around something orange a thin, weak, yellowish line, while yellow is there, too."""
+    rng, alike = random.Random(3), ({"yellow", "orange"}, {"red", "orange"}, {"green", "cyan"}, {"red", "pink"})
+    scenes = [scene for scene in (sample_scene(rng, 2) for _ in range(400)) if {t.colour for t in scene.things} in alike]
+    assert len(scenes) > 15
+    right = 0
+    for scene, clip in zip(scenes, draw(scenes)):
+        clip = clip.float()
+        own, other = (torch.tensor(COLOURS[thing.colour]).float() for thing in scene.things)
+        inside = (clip == own).all(-1).float()                                          # (F, H, W)
+        rim = torch.nn.functional.max_pool2d(inside[:, None], 3, 1, 1)[:, 0] > inside
+        clip[rim] = 0.6 * clip[0, 0, 0] + 0.4 * (0.4 * own + 0.6 * other)
+        right += agrees(read(clip.round().to(torch.uint8)), scene)["all"]
+    assert right / len(scenes) > 0.8                                                    # without neighbours: none
+
+
 def test_an_object_that_vanishes_is_unreadable():
     clip = draw([Scene((Thing("red", "circle", "right", x=0.3),))])[0]
     clip[6:12] = 0
