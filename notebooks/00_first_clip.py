@@ -31,7 +31,7 @@ figures.play(clip, alt=f"The clip that the model made of the prompt: {prompt}.")
 figures.strip(clip, scale=2, alt=f"Eight of the sixteen frames, side by side, of the clip: {prompt}.")
 
 # %% [markdown]
-# **You need** to know what a tensor is and what its shape says. No GPU, no network, no knowledge of video.
+# **You need** to know what a tensor is and what its shape says. No GPU, no internet, no knowledge of video.
 #
 # **It takes** about 15 minutes to read and play with. All cells together run in about a minute.
 #
@@ -151,8 +151,9 @@ figures.stations([("context", tuple(context.shape), context[0])], [],
                  alt="40 rows of 128 coloured cells: each word has its own row, the padding is striped.")
 
 # %% [markdown]
-# The upper rows belong to the words. Below stands the padding: its first rows still differ a little, and soon each
-# row is like the one above it.
+# In this and the next pictures each number is a coloured cell: orange above zero, purple below, white near zero. The
+# upper rows belong to the words. Below stands the padding: its first rows still differ a little, and soon each row is
+# like the one above it.
 #
 # ### Station 3: noise
 #
@@ -342,7 +343,8 @@ for station in mini:
 # On the left the mini model, on the right the released one. Its code (the class `TextToVideoSynthesis` in ModelScope's
 # `text_to_video_synthesis_model.py`) goes the same way in the method `forward`: encode the prompt and an empty prompt,
 # draw `torch.randn` of the shape above, walk 50 steps with the sampler DDIM, decode. It sets no seed, so each call
-# gives another clip. The released networks have 1.8 billion numbers to learn, their *parameters*. And ours?
+# gives another clip. The released networks have 1.8 billion numbers to learn, their *parameters*. (The model is known
+# as the one with 1.7 billion; chapter 10 counts, and finds where that number comes from.) And ours?
 
 # %% tags=["nbval-check-output"]
 parts = {"text encoder": pipe.text_encoder, "UNet": pipe.unet, "autoencoder": pipe.autoencoder}
@@ -390,8 +392,8 @@ figures.strip(list(few.values()), titles=[f"steps: {steps}" for steps in few],
               alt="Four strips, with 1, 2, 5 and 15 steps: with one step there are only undecided blobs.")
 
 # %% [markdown]
-# For a prompt as easy as this, five steps can hardly be told from fifteen, and even two give a clip, though a rougher
-# one. With one step you get the first guess, a mixture of all that is possible, and nobody asks again. There is no
+# For a prompt as easy as this, five steps come close to fifteen. Two give a sketch, in which little is certain but the
+# ground. With one step you get the first guess, a mixture of all that is possible, and nobody asks again. There is no
 # error message this time either. It is the rule in this field: **what is wrong runs without complaint, so look at what
 # comes out.**
 

@@ -30,7 +30,7 @@ figures.strip(render(scenes), titles=sentences, scale=2,
               alt="Four film strips of moving shapes, each below the sentence that describes it.")
 
 # %% [markdown]
-# **You need** PyTorch tensors: indexing, broadcasting, `sum` and `mean`. No video knowledge, no GPU, no network.
+# **You need** PyTorch tensors: indexing, broadcasting, `sum` and `mean`. No video knowledge, no GPU, no internet.
 #
 # **It takes** about 60 minutes to read and play with. All cells together run in less than a minute.
 #
@@ -407,9 +407,10 @@ figures.heat([theta % (2 * torch.pi), folded], titles=["angle", "folded angle"],
 
 # %% [markdown]
 # The package does this for circles, polygons and stars in one function, for many shapes and frames at once. The line
-# in half a wedge runs from the corner at (R, 0) to the inner point, and the distance to it is a product with its
-# normal vector. R is chosen so that all shapes of one `radius` have the same area: a big square should not look
-# bigger than a big circle.
+# in half a wedge runs from the corner, which lies at (R, 0), to the inner point, where the outline comes nearest to
+# the centre: the middle of a side, or the notch between two tips of a star. The distance to a line is a product with
+# its normal vector, the arrow that stands upright on it. R is chosen so that all shapes of one `radius` have the same
+# area: a big square should not look bigger than a big circle.
 #
 # The code that follows is quoted from the package and needs a few names from around it, which we import first. A name
 # that begins with an underscore is an inner part of its module. (`_reach` says how far out the corners of a shape lie,
@@ -566,8 +567,8 @@ figures.plot({scene.things[0].motion: track(clip)[0] for scene, clip in zip(row,
              alt="Measured x of four clips: flat for spin and grow, folded for bounce, a wave for orbit.")
 
 # %% [markdown]
-# Bounce and orbit can be told from the track alone. Spin and grow rest at their place; they show in the area and in
-# the angle.
+# Bounce and orbit can be told from the track alone. Spin and grow both rest at 0.5, so that one curve hides the other;
+# they show in the area and in the angle.
 #
 # ### By shape
 #

@@ -687,8 +687,8 @@ for pair in [("red", "orange"), ("blue", "cyan"), ("purple", "pink")]:
 assert colour_distance("red", "orange") > 0.2
 
 # %% [markdown]
-# About a third, in the shipped autoencoder. That is no accident, and it decided about this course's model. Our first
-# autoencoder was trained for thousands of steps with the weak pull, and drew frames without fault. But in its
+# A quarter to a half, in the shipped autoencoder. That is no accident, and it decided about this course's model. Our
+# first autoencoder was trained for thousands of steps with the weak pull, and drew frames without fault. But in its
 # latents red and orange lay apart by a *tenth* of what the thing lay apart from its ground. An encoder under a weak
 # pull may write in **fine print**: small differences on top of a large one. Its own decoder can read that, for in
 # training it is handed latents with hardly any noise. The UNet cannot. It learns the large first, as your network did
@@ -775,7 +775,7 @@ print(f"mean square of the means {of_means:.2f}, variance of the clouds {of_clou
 # ## 10 · Nothing comes of nothing
 #
 # The decoder draws frames from numbers whose clouds were pulled towards $N(0, 1)$. Could one simply throw dice, 256
-# times $N(0, 1)$, and decode a new frame?
+# times $N(0, 1)$, and decode a new frame? (The cell multiplies the dice by the factor, for `decode` divides by it.)
 
 # %%
 dice = torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -891,7 +891,8 @@ figures.strip([real[0], shipped[0], real[1], shipped[1]], titles=["real", "passe
 
 # %% [markdown]
 # Compare the last two lines. In decibels your network of one minute and the linear map were equal, but the referee can
-# make far more of yours: decibels count pixels, and he reads what is meant.
+# make more of yours: decibels count pixels, and it reads what is meant. (Forty clips are few for such a comparison.
+# Chapter 09 tells how far a count of forty can be trusted.)
 #
 # And hold on to the second line. No clip of our model can be better than what its decoder can draw, so this is the
 # **ceiling** for all that follows. Chapter 09 puts it beside every score.
@@ -915,10 +916,11 @@ assert sum(p.numel() for p in big.parameters()) == 83_653_863
 # **Two 1 x 1 convolutions more**, `quant_conv` behind the encoder and `post_quant_conv` before the decoder. They come
 # from an older kind of autoencoder with a table of codes between the two. The weights have them, so the package has.
 #
-# **Another loss** (Rombach et al. 2022, section 3.1 and appendix G). On photographs, L1 and L2 turn grass into green
-# mist: of many possible blades, their mean has the smallest error. So the original adds a *perceptual* loss, which
-# compares features of a second network instead of pixels, and a *discriminator*, a third network that learns to tell
-# real patches from drawn ones. Our world has flat colours and clean edges; there is nothing to turn into mist.
+# **Another loss** (Rombach et al. 2022, section 3.1 and appendix G). On photographs, absolute and squared errors (L1
+# and L2) turn grass into green mist: of many possible blades, their mean has the smallest error. So the original adds
+# a *perceptual* loss, which compares features of a second network instead of pixels, and a *discriminator*, a third
+# network that learns to tell real patches from drawn ones. Our world has flat colours and clean edges; there is
+# nothing to turn into mist.
 #
 # **A weak pull**, $10^{-6}$, and so latents of size 5.5 and the factor 0.18215. Its clouds are tiny, so it hardly
 # matters whether one takes the mean or a sample. With our wide clouds it does, as you will see now.
@@ -1037,7 +1039,8 @@ print("by mean, frames alike:", torch.allclose(by_mean[0], by_mean[9], atol=1e-4
 # Their notebook, with checks and hints, is [exercises/02_autoencoder](../exercises/02_autoencoder.ipynb).
 #
 # 1. **A point of the cloud** (build). From the encoder's eight channels to four that are drawn, past the dice.
-# 2. **Two clouds** (build). The KL divergence between *any* two Gaussians; the DDPM of chapter 04 needs it.
+# 2. **Two clouds** (build). The KL divergence between *any* two Gaussians; the paper behind chapter 04 builds its loss
+#    of them.
 # 3. **A bad port** (repair). All shapes fit, and every picture comes out further right and down. Find the cause.
 # 4. **One look at everything** (build). Write the attention of the middle with einsum alone; it must fit the shipped
 #    weights.

@@ -290,10 +290,11 @@ print(tuple(table(tokens).shape), torch.allclose(table(tokens), one_hot @ table.
 # ### Words look back
 #
 # In "a red circle", what colour is the circle? Its vector cannot say, as long as it depends on "circle" alone. Words
-# have to look at one another. The layer that does it is *attention*, and its core is four lines. Write the vectors of
-# a sentence as the rows of a matrix $x$: L words, D numbers each. Each word compares itself with the others by a
-# product of vectors (divided by $\sqrt{D}$, or the products would grow with the width), and makes weights of the
-# results that add up to 1. Then it takes the weighted mean:
+# have to look at one another. The layer that does it is *attention*, which let the cells of a picture look at each
+# other in chapter 02. Its core is four lines. Write the vectors of a sentence as the rows of a matrix $x$: L words, D
+# numbers each. Each word compares itself with the others by a product of vectors (divided by $\sqrt{D}$, or the
+# products would grow with the width), and makes weights of the results that add up to 1. Then it takes the weighted
+# mean:
 #
 # $$\text{weights} = \text{softmax}\left(\frac{x\,x^\top}{\sqrt{D}} + \text{mask}\right), \qquad
 #   \text{new } x = \text{weights} \cdot x$$
@@ -442,7 +443,8 @@ print(f"all equal: {contrastive_loss(equal, equal, 10):.2f}, log 64 = {math.log(
 
 # %% [markdown]
 # What does this loss *do*? Let us take the networks away and leave only the vectors: six captions and six clips in a
-# plane, thrown at random onto a circle, and moved by gradient descent.
+# plane, thrown at random onto a circle, and moved by gradient descent. Rings are captions, crosses are clips, and what
+# belongs together has one colour.
 
 # %%
 free = torch.randn(2, 6, 2, generator=torch.Generator().manual_seed(4)).requires_grad_()

@@ -72,9 +72,8 @@ figures.play([raw(dissolving)[0], decode(dissolving)[0]], fps=4,
 # |---|---|
 # | share of the noisy latents' variance that is still clip: after one step, after all | 0.99915, 0.00466 |
 # | the time at which there is as much noise as clip | 355 |
-# | what an error of the network does to its guess of the clip, at the noisiest time: | |
-# | if it predicts the noise | 14.6 times as large |
-# | if it predicts the velocity | 0.998 times |
+# | an error of 1 in the predicted noise becomes in the guess of the clip, at the noisiest time | 14.6 |
+# | the same for an error of 1 in the predicted velocity | 0.998 |
 # | parameters of the small denoiser | 119,668 |
 # | error of a network that has not learnt anything | 1 |
 

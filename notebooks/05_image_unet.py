@@ -686,9 +686,9 @@ tokens = pipe.tokenizer(sentences)                           # (100, 40), zeros 
 print([pipe.tokenizer.decode([i]) for i in tokens[0, 1:8].tolist()], "lengths:", set((tokens != 0).sum(1).tolist()))
 
 # %% [markdown]
-# Token 0 marks the start, and each word is one token here. So the colour is token 2 and the shape is token 3 in all our
-# sentences. Which cells lie on the object? Those with chroma, as in chapter 01. A cell of the 4 x 4 map is a square of
-# 16 x 16 pixels, and we take the covered share of it.
+# Place 0 holds the mark of the start, and each word is one token here. So the colour stands in place 2 and the shape
+# in place 3 of all our sentences. Which cells lie on the object? Those with chroma, as in chapter 01. A cell of the 4
+# x 4 map is a square of 16 x 16 pixels, and we take the covered share of it.
 
 # %%
 chroma = (frames.float().amax(-1) - frames.float().amin(-1)) / 255               # (N, H, W)
@@ -1007,7 +1007,7 @@ for name in ("softmax over the cells", "skip before input", "no time", "one norm
 # norm loses the object, its colour, or even the ground. Without the time the network does not know how much noise to
 # expect, and takes away too much or too little; to the eye that is only a stain or a wrong colour, but the loss shows
 # it. The most dangerous mistake is the first, no root of d: its pictures look nearly right and its loss hardly moves,
-# which is why the check leaves it out: these weights had the root while they learnt, and bear a sharper softmax.
+# which is why the check leaves it out. (These weights had the root while they learnt, and bear a sharper softmax.)
 # Learning without it is what goes badly, as the curve in section 1 said.
 #
 # There is a second lesson in this list. *Had you trained with one of these mistakes in place, the loss would have gone

@@ -178,7 +178,8 @@ figures.plot({f"t = {t}": oracle(LINE, t)[0] for t in (1000, 600, 300, 100)}, x=
 #
 # ### One jump
 #
-# The simplest sampler trusts the first guess. Four thousand noises, one answer each:
+# The simplest sampler trusts the first guess. Four thousand noises, one answer each. The black curve is the world, the
+# blue bars are the answers, and bars that touch the upper edge go on beyond it:
 
 # %%
 def histograms(lots, alt, columns=3, limits=(-2.6, 2.6), top=2.2):
