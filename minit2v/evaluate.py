@@ -53,7 +53,7 @@ def collect(pipe: TextToVideo, count: int, seed: int = 0, progress: bool = True,
 
     Kinds: "model", "shuffled", "vae", "real", "real shuffled", and "other": real clips of other scenes.
     """
-    sets = {}
+    sets, rebuilt = {}, {}                                                  # both languages share their real clips
     bar = tqdm(total=len(SETS), desc="sets", disable=not progress)
     for name, (level, split, language) in SETS.items():
         scenes = metrics.judging_scenes(level, split, count, seed)
@@ -61,9 +61,11 @@ def collect(pipe: TextToVideo, count: int, seed: int = 0, progress: bool = True,
         captions = [caption(scene, rng, language) for scene in scenes]
         clips = metrics.generate(pipe, captions, seed=seed, progress=progress, **settings)
         real, texts = metrics.draw(scenes), judge.embed_text(captions)
+        if (level, split) not in rebuilt:
+            rebuilt[level, split] = metrics.through_autoencoder(pipe, real)
         others = metrics.judging_scenes(level, split, count, seed + 1_000_003)
         kinds = {"model": clips, "shuffled": metrics.shuffled(clips, seed), "real": real,
-                 "vae": metrics.through_autoencoder(pipe, real), "real shuffled": metrics.shuffled(real, seed)}
+                 "vae": rebuilt[level, split], "real shuffled": metrics.shuffled(real, seed)}
         sets[name] = {kind: look(shown, scenes, texts) for kind, shown in kinds.items()}
         sets[name]["other"] = {"features": judge.features(metrics.draw(others))}
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
