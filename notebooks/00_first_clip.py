@@ -423,8 +423,7 @@ figures.strip(list(few.values()), titles=[f"steps: {steps}" for steps in few],
 # %% [markdown]
 # ## References
 #
-# - J. Wang et al., *ModelScope Text-to-Video Technical Report*, 2023, arXiv:2308.06571. The original; its
-#   section 3 walks along the same map.
+# - J. Wang et al., *ModelScope Text-to-Video Technical Report*, 2023, arXiv:2308.06571. The original.
 # - J. Ho, A. Jain and P. Abbeel, *Denoising Diffusion Probabilistic Models*, 2020, arXiv:2006.11239. Where asking again
 #   and again comes from; figure 6 shows guesses like ours.
 # - R. Rombach et al., *High-Resolution Image Synthesis with Latent Diffusion Models*, 2022, arXiv:2112.10752. Why the

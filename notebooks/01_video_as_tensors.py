@@ -682,8 +682,8 @@ print("\n".join(f"{was:10} reads as {now}" for was, now in sorted(pairs)))
 # sees `(b h w) c f`. A video model is a picture model, plus layers that are shown the second pattern.
 #
 # **Back to bytes** it goes a little differently: where we round to the nearest whole number, the original cuts off
-# what stands behind the point. Half of all values come out one step darker. `to_uint8` can do both, so that we can
-# compare with the original bit for bit in chapter 10:
+# what stands behind the point. Half of all values come out one step darker. `to_uint8` can do both: the package's
+# tests compare with the original number by number, and chapter 11 meets the darker half in clips:
 
 # %% tags=["nbval-check-output"]
 decoded = torch.rand(3, 16, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1

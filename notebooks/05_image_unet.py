@@ -881,7 +881,7 @@ figures.strip(drawn.split(8), scale=2, alt="32 pictures in four rows of eight; m
 # ## 8 · What the original does
 #
 # **The same parts.** ModelScope's network is the class `UNetSD` in its file `unet_sd.py`. Its image half has the form
-# of Stable Diffusion's UNet, from whose weights, says the report, its training started. What you have built is that,
+# of Stable Diffusion's UNet, from which it evolves, says the abstract of the report. What you have built is that,
 # smaller. The residual block, the transformer with its GEGLU, the order of `torch.cat([x, skip])`: all are the same,
 # and chapter 10 loads the released weights into the package's classes that you have just read.
 #
@@ -927,8 +927,8 @@ print(f"{'all':21} {sum(ours.values()):9,}        {sum(released.values()):13,}")
 assert (sum(released.values()), released["time"]) == (1_411_233_860, 545_323_136)
 
 # %% [markdown]
-# In both, residual blocks are the largest share of the image half, and two parameters in five see time. (The report's
-# "1345M" is the same count, in units of 1,048,576.)
+# In both, residual blocks are the largest share of the image half, and two parameters in five see time. (A reader's
+# notes on the report quote "1345M" from it: that is the same count, in units of 1,048,576.)
 
 # %% [markdown]
 # ## 9 · What can go wrong
@@ -1013,7 +1013,7 @@ for name in ("softmax over the cells", "skip before input", "no time", "one norm
 # There is a second lesson in this list. *Had you trained with one of these mistakes in place, the loss would have gone
 # down all the same.* Skip before input is not even wrong then, only different. What finds such mistakes is neither a
 # falling loss nor a fair picture. It is an independent oracle: PyTorch's attention in section 1, the package's network
-# in section 5, and in chapter 10 the original itself.
+# in section 5, and in chapter 10 a program of other people.
 
 # %% [markdown]
 # ## Recap

@@ -451,9 +451,9 @@ assert same and kinds == {"__main__"}
 # %% [markdown]
 # ## 6 · Beginning as nothing
 #
-# The report says of its model that it evolves from an image model, Stable Diffusion. Making a video network out of an
-# image network by adding layers that see time is called **inflation**. But the new layers start with random weights,
-# and there are many of them. Would they not ruin the pictures that the old ones have learned to draw?
+# The abstract of the report says of the model that it evolves from an image model, Stable Diffusion. Making a video
+# network out of an image network by adding layers that see time is called **inflation**. But the new layers start with
+# random weights, and there are many of them. Would they not ruin the pictures that the old ones have learned to draw?
 #
 # Not if they begin as nothing. Each is $x + f(x)$, and if the last layer of $f$ has weights and biases of zero, then
 # $f(x) = 0$, whatever stands before it. That is **zero initialisation**. Here is a fresh network of the shipped size.
@@ -589,7 +589,8 @@ for name, unet in unets.items():
 
 # %% [markdown]
 # It is a fact about the architecture, not about the training: where there are no temporal convolutions, nothing in the
-# network knows the order. And the reach? The same table as before, now through whole networks:
+# network knows the order. And the reach? The same table as before, output frames downwards and input frames to the
+# right, now through whole networks:
 
 # %%
 tables = [influence(lambda x: unet(x, timesteps, context), x) for unet in unets.values()]
@@ -677,10 +678,11 @@ for frames in (1, 5, 24):
 # the spatial ones read the words, they look along time a second time. There is no mask and there are no positions, so
 # each frame sees past and future, and what you have read about the order holds for the released model, too.
 #
-# **The report**, section 3.2, calls this the spatio-temporal block and counts its parts: two spatial convolutions,
-# four temporal ones, two spatial attentions (one of them reads the words), two temporal ones. Here are the
-# parameters, on the left of our network, on the right of the released one, counted with PyTorch's `meta` tensors,
-# which have shapes and no memory:
+# **The report** calls this the spatio-temporal block, and counts its parts: two spatial convolutions, four temporal
+# ones, two spatial attentions (one of them reads the words), two temporal ones. (That we have from a reader's notes.
+# Of the report itself we could read no more than the abstract, and not section 3.2, where this should stand. What is
+# said above is read off the code.) Here are the parameters, on the left of our network, on the right of the released
+# one, counted with PyTorch's `meta` tensors, which have shapes and no memory:
 
 # %% tags=["nbval-check-output"]
 KINDS = {"temporal_conv": "temporal convolutions", "temporal_transformer": "temporal transformers",
@@ -895,8 +897,8 @@ assert all(eight > right[1] for _, eight in costs.values())
 # %% [markdown]
 # ## References
 #
-# - J. Wang et al., *ModelScope Text-to-Video Technical Report*, 2023, arXiv:2308.06571. Section 3.2: the
-#   spatio-temporal block.
+# - J. Wang et al., *ModelScope Text-to-Video Technical Report*, 2023, arXiv:2308.06571. Its section 3.2 should be on
+#   the spatio-temporal block.
 # - U. Singer et al., *Make-A-Video: Text-to-Video Generation without Text-Video Data*, 2022, arXiv:2209.14792.
 #   Convolution and attention along time, added to an image model and started as the identity.
 # - J. Ho et al., *Video Diffusion Models*, 2022, arXiv:2204.03458. Space and time in turns; pictures as clips of one

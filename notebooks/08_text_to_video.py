@@ -135,7 +135,7 @@ figures.strip(drawn, scale=2, alt="Four film strips of six frames: a red circle 
 # What do we tell the network about a clip? Look at `batch`, and at six rows of it:
 
 # %%
-latents, texts = world.batch(random.Random(0), 6, drop=0.25)
+latents, texts = world.batch(random.Random(9), 6, drop=0.25)
 print(tuple(latents.shape), texts)
 
 # %% [markdown]
@@ -305,9 +305,9 @@ with tempfile.TemporaryDirectory() as folder:
     log = [line for line in read_log(f"{folder}/video") if "loss" in line]
 
 # %% [markdown]
-# Read the picture from top to bottom. First the frames of a row agree on a ground. Then the circle stops jumping about,
-# and the referee, who can follow it now, sees its colour. And only then it begins to travel, at last the way the
-# sentence says: **what, then where, then which way**. Played, first and last row side by side:
+# Read the picture above from top to bottom. First the frames of a row agree on a ground. Then the circle stops jumping
+# about, and the referee, who can follow it now, sees its colour. And only then it begins to travel, at last the way
+# the sentence says: **what, then where, then which way**. Played, first and last row side by side:
 
 # %%
 figures.play([films[0], films[-1]], fps=FPS, alt="Left, a circle that jumps about; right, one that travels.")
@@ -326,11 +326,10 @@ print("at most 1 motion right before:", scores[0]["motion"] <= 1, "- 4 or more o
 assert scores[0]["motion"] <= 1 and scores[-1]["motion"] >= 4
 
 # %% [markdown]
-# Where in the curve of the loss does the motion appear? In the marks it is a jump between two points. The loss falls
-# there no faster than before, and at the end, with the most motions right, it has risen again. Its ups and downs come
-# from the times that happen to be drawn, and they are larger than anything motion does to it. As with the colours in
-# chapter 05: which way a circle goes is one bit of what there is to know about a clip. **Do not judge a video model by
-# its loss.** Chapter 09 is about what to judge it by.
+# Where in the curve of the loss does the motion appear? In the marks it is a jump between two points; look for it at
+# the same place in the loss. The ups and downs there come from the times that happen to be drawn, and they are larger
+# than anything motion does to it. As with the colours in chapter 05: which way a circle goes is one bit of what there
+# is to know about a clip. **Do not judge a video model by its loss.** Chapter 09 is about what to judge it by.
 #
 # All eight, as the trained student performs them:
 
@@ -745,7 +744,7 @@ assert same
 #
 # (Writing it down in code is the fourth exercise.) One thing more to try. In its short life as a video model the
 # student has read English only. But its text tower and its image half know Chinese. Here is "a big red circle moves
-# down" in Chinese, and in English. (Where colours drift on the way: a hundred steps are few.)
+# down" in Chinese, and in English. (If colours drift on the way, blame the hundred steps: they are few.)
 
 # %%
 chinese = ours("一个红色的大圆向下移动", **how)

@@ -118,7 +118,8 @@ assert lots["real"]["all"] >= 0.97 and round(100 * chance()["all"], 1) == 0.2
 # %% [markdown]
 # The gap between the model and the ceiling is the model's fault. The gap between the ceiling and real clips is the
 # autoencoder's, and the gap between real clips and 100 is the referee's own. (Here these two are nothing, or next to
-# it.) A table that shows only the model's row mixes all three.
+# it.) A table that shows only the model's row mixes all three. And the model's row is of 32 clips only: each number in
+# it may be off by ten points or so, as the next section computes.
 #
 # One row is strange. Shuffled clips have all their pictures, each with its colour and its shape. Why then is the colour
 # wrong in three of four? Because the referee follows an object from frame to frame. Where it cannot, it says nothing,
@@ -165,8 +166,8 @@ print(f"the model: {100 * answers.mean():.0f} % right; formula ± {100 * interva
       f"bootstrap from {100 * low:.0f} % to {100 * high:.0f} %")
 
 # %% [markdown]
-# (94 and 9 would be more than 100. Wilson's interval has its middle not at the share itself but a little nearer to one
-# half, so that it never leaves the scale.)
+# (Share and half width may add up to more than 100. Wilson's interval has its middle not at the share itself but a
+# little nearer to one half, so that it never leaves the scale.)
 #
 # Does a bootstrap tell the truth? On real life one cannot check it. In a world of coins one can: let 84 % of all clips
 # be right, take 32 of them, and see how often the interval from these holds the 84 %.
@@ -259,7 +260,7 @@ def cloud(lots, alt):
         seen = (lot - first.mean(0)) @ directions[:2].T                                       # (N, 2)
         panel.plot(seen[:, 0], seen[:, 1], mark, markersize=3, color=figures.PALETTE[colour], label=name)
     panel.set(xlabel="first axis of the real clips", ylabel="second axis")
-    panel.legend(fontsize=9)
+    panel.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))                     # beside the points
     return figures.picture(figure, alt)
 
 
@@ -393,9 +394,11 @@ ours, same = (frechet.distance(reference[:32], judge.features(lot)) for lot in (
 print(f"the model: {ours:.2f}; real clips: {min(floor):.2f} to {max(floor):.2f}, of the model's captions {same:.2f}")
 
 # %% [markdown]
-# The model lies *below* what six lots of real clips reach. Are its clips better than real ones? The last number says
-# no: real clips of the very captions that the model was given are about as near. It is the captions. These 32 happen to
-# ask for clips that lie near our reference, and others happen to lie further off, which is why the floor is so wide.
+# How uncertain is such a number? The six lots show it: they are all of one kind, and from the lowest to the highest it
+# is chance alone. Now look for the model. If it lies among them, or even *below* them, are its clips as good as real
+# ones, or better? The last number warns: real clips of the very captions that the model was given lie at the low end
+# of this, or below it. It is the captions. These 32 happen to ask for clips that lie near our reference, and others
+# happen to lie further off, which is why the floor is so wide.
 #
 # So if a model lies inside the floor, or below it, that does not mean that its clips are as good as real ones. It means
 # that 32 clips do not suffice to see a difference. The referee, who looks at each clip by itself and knows what was
@@ -426,9 +429,9 @@ print("real clips fit their own captions better than others':", bool(fits["real"
 assert fits["real"].mean() > fits["real, of other captions"].mean() + 0.3
 
 # %% [markdown]
-# Is 0.85 a good cosine? Nobody knows from the number itself: what counts is where real clips stand, and where wrong
-# captions stand. What real clips reach is not 1. And it is not even a ceiling: a model that draws each caption in the
-# plainest way can fit it *better* than real clips do. It has happened, as you will see in section 7.
+# Is what the model reaches a good cosine? Nobody knows from the number itself: what counts is where real clips stand,
+# and where wrong captions stand. What real clips reach is not 1. And it is not even a ceiling: a model that draws each
+# caption in the plainest way can fit it *better* than real clips do. It has happened, as you will see in section 7.
 
 # %% [markdown]
 # ## 6 · The table of fools
@@ -485,7 +488,8 @@ for name in ("backwards", "red and blue exchanged", "shuffled frames", "frozen")
     print(f"{name:23} {found[name]['Fréchet']:5.1f}")
 
 # %% [markdown]
-# Read it row by row.
+# Read it row by row. (The first column holds shares of 48 clips. By the formula of section 2 each of them may be off
+# by up to 14 points, so ten points more or less say nothing. The last list does the same for the distance.)
 #
 # - **Frozen** has full marks for flicker and for smoothness. Both measure how *little* happens. They make sense only
 #   beside a measure of how much happens, like the motion energy, or the count of right motions.
@@ -570,10 +574,11 @@ for name, (one, other) in protocols.items():
     print(f"{name:36} {value:7.2f}")
 
 # %% [markdown]
-# Same model, same clips. The number of clips and the number of frames move the distance most. Size and compression
-# hardly do, in our world of flat shapes. (Do not conclude that they hardly do for photographs.) And compare the first
-# line with the end of section 4: there the real clips were of *other* captions, here they are of the same ones, which
-# alone divides the distance by more than anything else in the list.
+# Same model, same clips, so whatever differs between two lines is the protocol's doing. (How good the model is, none
+# of them tells better than section 4 found for 32 clips.) The number of clips and the number of frames move the
+# distance most. Size and compression hardly do, in our world of flat shapes. (Do not conclude that they hardly do for
+# photographs.) And compare the first line with the end of section 4: there the real clips were of *other* captions,
+# here they are of the same ones, which alone divides the distance by more than anything else in the list.
 #
 # So "550" is a number only together with: which features, how many clips, which real ones, which captions, how many
 # frames at what rate, what size and by which filter, saved how, the covariance divided by $n$ or by $n - 1$. If one of
@@ -641,7 +646,7 @@ print(f"true share 84 %; one run on average {100 * runs[:, 0].mean():.0f} %, the
 assert runs.amax(1).mean() > 0.89
 
 # %% [markdown]
-# Eight points for nothing, which is more than many a paper's improvement. The same happens, unnoticed, if guidance,
+# Nine points for nothing, which is more than many a paper's improvement. The same happens, unnoticed, if guidance,
 # sampler and steps are chosen by the very clips on which one then reports.
 #
 # ### Numbers from 0 to 1
@@ -692,7 +697,7 @@ print(f"both wrong: {frechet.distance(*wrong):.2f}; one wrong: {frechet.distance
 # 4. Test a measure on broken clips first: a frozen picture is the champion of flicker and of smoothness.
 # 5. A number travels only with its protocol. Compare within one table, made by one program.
 #
-# What you now own: an honest table for a video model. Chapter 10 opens a model that is 300 times larger.
+# What you now own: an honest table for a video model. Chapter 10 opens a model that is 250 times larger.
 
 # %% [markdown]
 # ## Exercises

@@ -2,10 +2,10 @@
 # # 10 · The released model
 #
 # You have built every class of this system, and trained it small. The model that ModelScope released in 2023 is the
-# same classes with another configuration, and 1.7 billion numbers in them that somebody else's machines have found. In
+# same classes with another configuration, and 1.8 billion numbers in them that somebody else's machines have found. In
 # this chapter you take its measure before you lift it: how many numbers, how much memory, how much work, each computed
-# by hand and then checked. Then you open the files in which these numbers come, and load them without ever holding them
-# twice.
+# by hand and then checked. Then you open the files in which these numbers come, and load them without ever holding
+# them twice.
 
 # %% [markdown]
 # ## What you will build
@@ -87,7 +87,8 @@ bars(rows, KINDS, xlabel="millions of parameters",
 # %% [markdown]
 # Each bar above *autoencoder* is one stage of the UNet, from the entry through the middle to the exit. The maps grow
 # smaller towards the middle, and the weights grow heavier; the heaviest stage of all, *up 1*, is on its way out again.
-# Why that is so, and what it means for time and memory, is the first half of this chapter.
+# (The last two bars are the two other networks, each as a whole.) Why that is so, and what it means for time and
+# memory, is the first half of this chapter.
 #
 # **You need** chapter 07 for the blocks, and what a state dict is: a network's tensors, by name. The formulas count
 # layers that you know from chapters 02, 03 and 05.
@@ -246,8 +247,7 @@ assert {at: int(n[0]) for at, n in ours.items()} == counted and unet_count == 1_
 
 # %% [markdown]
 # Formula and model agree, stage by stage and kind by kind. And the last line solves a small riddle: everybody calls it
-# the 1.7B model, and it has 1.84 thousand million parameters. Counted in units of $2^{30}$, as memory is, they are
-# 1.71.
+# the 1.7B model, and it has 1.84 billion parameters. Counted in units of $2^{30}$, as memory is, they are 1.71.
 #
 # Which parts see time?
 
@@ -333,7 +333,8 @@ assert part["bottom"][0] > 30 and part["bottom"][1] < 10 < 50 < part["outer leve
 # %% [markdown]
 # At the bottom a weight is used at 16 cells a frame only. Outside there are few weights, and each of them has to visit
 # up to 1,024 cells a frame. Twice the height and the width is four times the work at every stage, and not one
-# parameter more. (Self-attention grows faster still, with the square of the cells: exercise 11.room.)
+# parameter more. (Self-attention grows faster still, with the square of the cells. An exercise of chapter 11,
+# `11.room`, is about that.)
 
 # %% [markdown]
 # ## 3 · Memory
@@ -820,8 +821,8 @@ assert "carries code" in told and "Nothing of it was run" in told
 
 # %% [markdown]
 # The released files carry no such thing, but one of them stumbles over the same rule. `VQGAN_autoencoder.pth` is no
-# VAE, it is the *whole* checkpoint of Stable Diffusion 2.1 base, with text tower and image UNet (1.2 thousand million
-# of its parameters are read by nobody here). Among its notes on training there are objects of a library named
+# VAE, it is the *whole* checkpoint of Stable Diffusion 2.1 base, with text tower and image UNet (1.2 billion of its
+# parameters are read by nobody here). Among its notes on training there are objects of a library named
 # `pytorch_lightning`. With `weights_only=True` it is refused; with `False`, it asks you to install a training library
 # in order to read a decoder. The package names the few classes of these notes and gives an empty one for each, which
 # swallows what it is given:
@@ -1005,9 +1006,10 @@ else:
 # frames at once.
 #
 # Two slips in its files are worth knowing. `temporal_attention` is the *text* `"True"` there, and the program compares
-# with the text, so an honest `true` without quotes would be taken for no. And the tokenizer on the Hub names `!` as its
-# padding, which has the number 0; in open_clip, with which the model was trained, padding is 0 as well, but `!` is a
-# token of its own. So a prompt with an exclamation mark means one thing to diffusers and another to the original:
+# with the text, so an honest `true` without quotes would be taken for no. And, as chapter 03 found, the tokenizer on
+# the Hub names `!` as its padding, which has the number 0; in open_clip, with which the model was trained, padding is
+# 0 as well, but `!` is a token of its own. So a prompt with an exclamation mark means one thing to diffusers and
+# another to the original:
 
 # %% tags=["nbval-check-output"]
 from minit2v.text import HubTokenizer, Tokenizer
@@ -1119,7 +1121,7 @@ except ValueError as error:
 # | what you see | where to look |
 # |---|---|
 # | missing and unexpected names | the rules; the year of the file; the typo |
-# | loads, and draws mush | a right name on the wrong numbers: compare with a peer |
+# | loads, and draws mush | a right name on the wrong numbers: compare with another implementation |
 # | fine pictures that do not move | temporal parts left unloaded: `strict=False` |
 # | killed while loading | a second copy: meta device, map, assign |
 # | a black clip, or an error that names NaN | float16 overflow: `vae_dtype="float32"` |

@@ -246,8 +246,8 @@ assert len(tokens(long)) == 75 and "rocket" not in tokens(long)
 # %% [markdown]
 # ### Away from something
 #
-# Guidance goes from the answer without prompt in the direction of the answer with it. In the place of *without prompt*
-# one can put something that one does *not* want:
+# Guidance goes from the answer without prompt in the direction of the answer with it (chapter 06). In the place of
+# *without prompt* one can put something that one does *not* want:
 #
 # $$\hat\varepsilon = \varepsilon_\text{negative} + g\,(\varepsilon_\text{prompt} - \varepsilon_\text{negative})$$
 #
@@ -271,10 +271,10 @@ figures.strip([open_colour[0], not_red[0]], scale=2, titles=["no negative prompt
               alt="Two clips of the mini model from one seed: the second is not red.")
 
 # %% [markdown]
-# (The prompt says less than the captions that the mini model has learned from, so the referee finds no name for some of
-# what it draws.) A negative prompt is a direction, not a ban, and it takes away more than the one thing. In the picture
-# the ground has changed, of which we had said nothing, and clips that were not red have another colour, too. Four seeds
-# show that something happens. How often red goes, only many could tell.
+# (The prompt says less than the captions that the mini model has learned from, so the referee may find no name for
+# some of what it draws.) A negative prompt is a direction, not a ban, and it may take away more than the one thing.
+# Compare: has the ground changed, of which we had said nothing? Have clips that were not red another colour, too? Four
+# seeds show that something happens. How often red goes, only many could tell.
 #
 # With the released weights people write *text, watermark, copyright, blurry*, which is the default of a much-used web
 # interface. Whether that helps nobody has measured, as far as we know. Try it on seeds of your own. *On a T4, computed:
@@ -498,9 +498,9 @@ for n in (2, 10, 50, 200):
 # and sets no seed, so nobody can repeat a clip. The two halves of guidance are two calls of the network, one after the
 # other.
 #
-# Its pipeline has slips, too: a width counts only if a height is given with it, and colours are *truncated* to
-# whole numbers, which makes half of all values one step darker. In ours, that is `rounding="truncate"`. *On a T4,
-# computed: 19 to 37 seconds for two clips, 3.8 GB.*
+# Its pipeline has slips, too: a width counts only if a height is given with it, and colours are *truncated* to whole
+# numbers, which makes half of all values one step darker (chapter 01). In ours, that is `rounding="truncate"`. *On a
+# T4, computed: 19 to 37 seconds for two clips, 3.8 GB.*
 
 # %% tags=["nbval-check-output"]
 rounded, truncated = make(PANDA), make(PANDA, rounding="truncate")
@@ -520,10 +520,10 @@ print("about half of the values between the ends are:", bool(0.3 < lower[between
 # %% [markdown]
 # ## 9 · What can go wrong
 #
-# **The halves exchanged.** Guidance makes one batch of two, and somebody puts the prompt where the empty text belongs.
-# The sum is then $\varepsilon_\text{prompt} + g\,(\varepsilon_\text{empty} - \varepsilon_\text{prompt})$: away from the
-# prompt, with full force. Nothing fails, and with random weights nobody would notice. On the mini model, in seconds on
-# the processor:
+# **The halves exchanged.** Guidance makes one batch of two, and somebody puts the prompt where the empty text belongs
+# (chapter 06 did it on the number line). The sum is then $\varepsilon_\text{prompt} + g\,(\varepsilon_\text{empty} -
+# \varepsilon_\text{prompt})$: away from the prompt, with full force. Nothing fails, and with random weights nobody
+# would notice. On the mini model, in seconds on the processor:
 
 # %%
 def exchanged(unet, process, context, uncond=None, guidance_scale=1.0):
@@ -566,6 +566,8 @@ print("seed 2 alone, and third in a batch of four generators:", torch.equal(alon
 assert torch.equal(alone, each[2]) and not torch.equal(alone, together[2])
 
 # %% [markdown]
+# The symptoms, in short:
+#
 # | what you see | where to look |
 # |---|---|
 # | a clip that has nothing to do with the prompt | another language; the words after the 75th; the halves exchanged |

@@ -116,7 +116,7 @@ def is_zigzag(clip, widest=0.16):
     return bool(spread.max() < widest and turns >= 2 and y.std() > 0.05 and x[-1] - x[0] > 0.15)
 
 # %% [markdown]
-# Why a single thing? Before it has learned, the model often draws two that come and go (look at the purple star above),
+# Why a single thing? Before it has learned, the model often draws two that come and go (you may have seen one above),
 # and their common centre jumps up and down. A judge that follows only the centre is fooled, and section 4 counts how
 # often. The spread of one of our things is 0.09 of a frame, that of two apart 0.2 and more.
 
@@ -256,9 +256,9 @@ figures.plot({"loss": losses}, x=range(10, 10 * len(losses) + 1, 10), xlabel="st
              alt="A jagged curve that jumps up and down.")
 
 # %% [markdown]
-# The loss says hardly anything. It seems to fall, but the times that are drawn make it jump: in a run of 120 steps it
-# was back at 0.24 by step 100. The clips say it. Here are the first three that the judge takes for zigzags, of pairs of
-# colour and shape that were kept back:
+# The loss says hardly anything. Even where it seems to fall, the times that are drawn make it jump: in a longer run of
+# ours it was back near its start by step 100. The clips say it. Here are the first three that the judge takes for
+# zigzags, of pairs of colour and shape that were kept back:
 
 # %%
 best = [i for i in range(12) if is_zigzag(after[i])][:3]
@@ -268,7 +268,7 @@ figures.strip([clip for i in best for clip in (before[i], after[i])], scale=2,
 
 # %%
 sines = {f"asked {i + 1}": 1 - track(after[i])[1] for i in best} | {"a shown clip": 1 - track(clips[0])[1]}
-figures.plot(sines, xlabel="frame", ylabel="height of the centre",
+figures.plot(sines, xlabel="frame", ylabel="height of the centre", size=(7.2, 2.6), beside=True,
              alt="The heights over the frames: the shown clip is a sine; the made ones swing up and down less evenly.")
 
 # %% tags=["nbval-check-output"]
@@ -405,8 +405,8 @@ for name, ((new, kept), key) in rows.items():
 
 # %% [markdown]
 # The intervals beside the counts are wide: where two ways differ by two or three clips of twelve, neither has won. The
-# old loss says a little more, for it is a mean over forty pairs: in this run the temporal layers, with a learning rate
-# and a length of their own, have paid most. It is one run of each. What is certain is what did *not* change, because it
+# old loss says a little more, for it is a mean over forty pairs: who has the largest there has paid most. But it is
+# one run of each, with a learning rate and a length of its own. What is certain is what did *not* change, because it
 # cannot have:
 
 # %% tags=["nbval-check-output"]
@@ -602,7 +602,7 @@ figures.strip([brown, metrics.through_autoencoder(pipe, brown[None])[0]], titles
 # 5. Several processes share out the batches of a step, and make the same step as one.
 #
 # What you now own: all of it. You began with one cell that made a clip. Since then you have written the autoencoder,
-# the text tower, the network, its sense of time, the samplers and the training, seen how somebody else's 1.7 billion
+# the text tower, the network, its sense of time, the samplers and the training, seen how somebody else's 1.8 billion
 # parameters find their places in it, and taught it a motion that nobody else's model has.
 
 # %% [markdown]
@@ -624,5 +624,5 @@ figures.strip([brown, metrics.through_autoencoder(pipe, brown[None])[0]], titles
 #
 # - E. Hu et al., *LoRA: Low-Rank Adaptation of Large Language Models*, 2021, arXiv:2106.09685. Section 4.1.
 # - T. Hang et al., *Efficient Diffusion Training via Min-SNR Weighting Strategy*, 2023, arXiv:2303.09556.
-# - J. Wang et al., *ModelScope Text-to-Video Technical Report*, 2023, arXiv:2308.06571. Section 3.3: training.
+# - J. Wang et al., *ModelScope Text-to-Video Technical Report*, 2023, arXiv:2308.06571.
 # - S. Li et al., *PyTorch Distributed: Experiences on Accelerating Data Parallel Training*, 2020, arXiv:2006.15704.

@@ -130,8 +130,11 @@ def heat(matrices, alt: str, titles: list[str] | None = None, values: bool = Fal
 
 
 def plot(lines: dict, alt: str, x=None, xlabel: str = "", ylabel: str = "", colours: list[str] | None = None,
-         size: tuple = (6.0, 2.6)) -> Picture:
-    """Curves in one frame, told apart by colour and by their marks. lines: name -> (n,) values; colours: of PALETTE."""
+         size: tuple = (6.0, 2.6), beside: bool = False) -> Picture:
+    """Curves in one frame, told apart by colour and by their marks. lines: name -> (n,) values; colours: of PALETTE.
+
+    beside: puts the legend to the right of the frame, for curves that leave no corner free.
+    """
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     for (name, values), colour, mark in zip(lines.items(), colours or LINES, "os^Dvx+"):
@@ -141,7 +144,7 @@ def plot(lines: dict, alt: str, x=None, xlabel: str = "", ylabel: str = "", colo
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.grid(alpha=0.3)
     if len(lines) > 1:
-        axes.legend(fontsize=9)
+        axes.legend(fontsize=9, **({"loc": "center left", "bbox_to_anchor": (1, 0.5)} if beside else {}))
     return picture(figure, alt)
 
 
