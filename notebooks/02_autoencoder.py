@@ -576,8 +576,8 @@ print(f"best four linear numbers: {psnr(linear, test):.1f} dB, shipped: {psnr(re
 assert psnr(looks[-1], test) > 20
 
 # %% [markdown]
-# After a minute it is about as good as the best that is linear, and it has just begun. The shipped autoencoder has
-# the same layers, but it had nine thousand steps, and a stronger pull; section 8 tells what that changes.
+# After a minute it is about as good as the best that is linear, and it has just begun. The shipped autoencoder has the
+# same layers, but it had many thousand steps, and a stronger pull; section 8 tells what that changes.
 
 # %% [markdown]
 # ## 7 · What the latents say

@@ -512,7 +512,7 @@ x, t, s = torch.tensor([0.8], dtype=torch.float64), 600, 500
 x0, _ = oracle(x, t)
 grown = x / process.sigma(t) + (ratio(s) - ratio(t)) * x0
 print("the same as the straight step:", torch.allclose(grown * process.sigma(s), straight(x, x0, t, s)))
-print(", ".join(f"t = {t}: r = {ratio(t):.2f}, log {ratio(t).log():.2f}" for t in (1000, 600, 350, 100, 1, 0)))
+print("\n".join(f"t = {t:4}: r = {ratio(t):5.2f}, log {ratio(t).log():5.2f}" for t in (1000, 600, 350, 100, 1, 0)))
 
 # %% [markdown]
 # But look at $r$: it creeps at first and leaps at the end, where the guess hardly changes any more. A line through

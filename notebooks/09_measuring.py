@@ -278,8 +278,8 @@ print("but their distance is zero:", apart["other real"] < 1e-6)
 assert min(apart, key=apart.get) == "other real" and apart["other real"] > 1e-6
 
 # %% [markdown]
-# The order is right. But look at the first number. Both lots are real clips, drawn in the same way, and the distance
-# is not zero. Is our formula wrong, or the judge?
+# The order is right. (Whether chance could have made it, section 6 asks for 48 clips.) But look at the first number.
+# Both lots are real clips, drawn in the same way, and the distance is not zero. Is our formula wrong, or the judge?
 
 # %% [markdown]
 # ## 4 · Few clips are far from everything
