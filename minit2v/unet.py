@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention import TransformerBlock
 from .config import UNetConfig
-from .upsample import doubled_conv
+from .levels import Downsample, Level, Upsample
 from .winograd import Conv3x3
 
 Text = tuple[Tensor, Tensor]                             # keys and values of a prompt, (B, heads, L, d) each
@@ -208,43 +208,6 @@ class Block(nn.Module):
             if temporal:
                 x = self.temporal_transformer(x)
         return x
-
-
-class Downsample(nn.Module):
-    """Half the height and width, by a convolution of stride 2. (B, C, F, H, W) -> (B, C, F, H/2, W/2)."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return as_clip(self.conv(as_images(x)), x.shape[2])
-
-
-class Upsample(nn.Module):
-    """Twice the height and width: every pixel four times, then a convolution. (B, C, F, H, W) -> (B, C, F, 2H, 2W).
-
-    Where no gradient is wanted, the two are one, for less than half of the work (see upsample.py).
-    """
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        images = as_images(x)
-        if not torch.is_grad_enabled():
-            return as_clip(doubled_conv(images, self.conv), x.shape[2])
-        return as_clip(self.conv(F.interpolate(images, scale_factor=2.0, mode="nearest")), x.shape[2])
-
-
-class Level(nn.Module):
-    """The blocks of one resolution, and the way to the next: Downsample, Upsample, or None at the end."""
-
-    def __init__(self, blocks: list[Block], resample: Downsample | Upsample | None):
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.resample = resample
 
 
 class UNet(nn.Module):

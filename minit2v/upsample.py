@@ -9,12 +9,15 @@ takes four ninths of the multiplications. In one dimension, a row of pixels a b 
     an even place            w0 on a, w1 and w2 on b        ->  a * w0 + b * (w1 + w2)
     an odd place                 w0 and w1 on b, w2 on c    ->  b * (w0 + w1) + c * w2
 
-The sums are the same, in another order. A third of the autoencoder's decoder is such convolutions.
+The sums are the same, in another order. A third of the autoencoder's decoder is such convolutions. But the weights
+must be looked at and added: where pixels are few, the wasteful way is the shorter one.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from minit2v.winograd import FEW
 
 
 def doubled_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -23,6 +26,8 @@ def doubled_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
     Four convolutions of 2 x 2, for the even and odd rows and columns; each makes every second pixel both ways.
     """
     height, width = x.shape[2:]
+    if 4 * len(x) * height * width <= FEW:
+        return conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
     out = x.new_empty(len(x), 2 * height, 2 * width, conv.out_channels).movedim(3, 1)         # channels last in memory
     for row in (0, 1):
         for column in (0, 1):

@@ -1,11 +1,11 @@
-"""The short 3 x 3 convolution against torch's own, and where it is taken."""
+"""The two short ways of a 3 x 3 convolution against torch's own, and where they are taken."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from minit2v import winograd
-from minit2v.winograd import Conv3x3, conv3x3, kernels
+from minit2v.winograd import Conv3x3, by_windows, conv3x3, kernels
 
 
 def random(*shape, dtype=torch.float64):
@@ -28,6 +28,17 @@ def test_any_layout_in_channels_last_out():
         torch.testing.assert_close(y, F.conv2d(x, weight, bias, padding=1), rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("n, channels, out, height, width", [(1, 3, 5, 1, 1), (2, 4, 4, 6, 8), (3, 2, 1, 5, 4)])
+def test_windows_are_the_convolution(n, channels, out, height, width, stride):
+    x, weight, bias = random(n, channels, height, width), random(out, channels, 3, 3), random(out)
+    expected = F.conv2d(x, weight, bias, stride, padding=1)
+    for same in (x, x.contiguous(memory_format=torch.channels_last)):
+        y = by_windows(same, weight, bias, stride)
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(y, expected, rtol=0, atol=1e-13)
+
+
 def test_sixteen_matrices_of_a_kernel_by_its_formula():
     """G g G^T of Lavin and Gray, section 4.1, written as it stands there."""
     g = random(5, 4, 3, 3)
@@ -43,28 +54,40 @@ def test_rounding_is_no_worse_than_the_plain_sum():
 
 
 def taken(layer, x, monkeypatch):
-    """Whether the layer takes the short way."""
+    """The short way that the layer takes, or None."""
     calls = []
-    monkeypatch.setattr(winograd, "conv3x3", lambda *args: calls.append(args) or conv3x3(*args))
-    y = layer(x)
+    with monkeypatch.context() as patch:
+        for way in (conv3x3, by_windows):
+            patch.setattr(winograd, way.__name__, lambda *args, way=way: calls.append(way) or way(*args))
+        y = layer(x)
     weight = layer.weight.double(), layer.bias.double()
     largest = 0.1 if x.dtype == torch.bfloat16 or y.dtype == torch.bfloat16 else 1e-4
-    torch.testing.assert_close(y.double(), F.conv2d(x.double(), *weight, padding=1), rtol=0, atol=largest)
-    return bool(calls)
+    expected = F.conv2d(x.double(), *weight, stride=layer.stride, padding=1)
+    torch.testing.assert_close(y.double(), expected, rtol=0, atol=largest)
+    return calls[0] if calls else None
 
 
-def test_where_it_is_taken(monkeypatch):
-    wide, narrow, x = Conv3x3(256, 256), Conv3x3(256, 128), random(8, 256, 8, 8, dtype=torch.float32)
-    assert not taken(wide, x, monkeypatch)                            # a gradient may be wanted
+def test_where_they_are_taken(monkeypatch):
+    wide, narrow, half = Conv3x3(256, 256), Conv3x3(256, 128), Conv3x3(256, 256, stride=2)
+    x, few = random(8, 256, 8, 8, dtype=torch.float32), random(2, 256, 8, 8, dtype=torch.float32)
+    for pixels in (x, few):
+        assert taken(wide, pixels, monkeypatch) is None               # a gradient may be wanted
     with torch.no_grad():
-        assert taken(wide, x, monkeypatch)
-        assert not taken(narrow, x, monkeypatch)                      # too few channels,
-        assert not taken(wide, x[:7], monkeypatch)                    # or pixels
-        assert not taken(wide, random(10, 256, 8, 7, dtype=torch.float32), monkeypatch)            # odd sizes
-        assert not taken(wide, random(10, 256, 7, 8, dtype=torch.float32), monkeypatch)
+        assert taken(wide, x, monkeypatch) == conv3x3
+        assert taken(wide, few, monkeypatch) == by_windows
+        for pixels in (x, few):
+            assert taken(narrow, pixels, monkeypatch) is None         # too few channels
+        assert taken(wide, x[:7], monkeypatch) is None                # neither many pixels nor few
+        assert taken(wide, x[:3], monkeypatch) is None
+        assert taken(half, x, monkeypatch) == by_windows              # 128 answers
+        assert taken(half, torch.cat([x, x]), monkeypatch) is None    # steps of two: never
+        assert taken(wide, random(10, 256, 8, 7, dtype=torch.float32), monkeypatch) is None        # odd sizes
+        assert taken(wide, random(10, 256, 7, 8, dtype=torch.float32), monkeypatch) is None
         with torch.autocast("cpu", torch.bfloat16):
-            assert not taken(wide, x, monkeypatch)
-        assert not taken(wide.bfloat16(), x.bfloat16(), monkeypatch)
+            assert taken(wide, x, monkeypatch) is None
+            assert taken(wide, few, monkeypatch) == by_windows
+        assert taken(wide.bfloat16(), x.bfloat16(), monkeypatch) is None
+        assert taken(wide, few.bfloat16(), monkeypatch) == by_windows
 
 
 def test_same_parameters_and_start_as_torchs_own():
