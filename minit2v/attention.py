@@ -1,7 +1,7 @@
 """Attention, feed-forward, and the transformer block made of the two.
 
 One block serves all three kinds of attention of the model (Wang et al. 2023, "ModelScope
-Text-to-Video Technical Report", arXiv:2308.06571, section 3.2); only the tokens differ:
+Text-to-Video Technical Report", arXiv:2308.06571); only the tokens differ:
 
     spatial   the tokens are the pixels of one frame        each frame looks around inside itself
     cross     ... and the keys are the words of the prompt  each pixel reads the sentence

@@ -7,7 +7,7 @@
 The objective is that of training from nothing (`diffusion.denoising_loss`). What differs is *which* parameters learn:
 all; only those that see time, when things look right but move wrong; only those that see single frames, for a new
 look; or LoRA's small matrices, which change least and fit into a small file. Frames alone can be mixed in, as the
-original did (Wang et al. 2023, section 3.3). What came of it is measured, see beforeafter.py.
+original did (Wang et al. 2023). What came of it is measured, see beforeafter.py.
 """
 
 import json

@@ -5,7 +5,7 @@
     image         single frames, temporal parts off   appearance: colours, shapes, places
     video         clips, with some images among them  motion
 
-The last two are the recipe of ModelScope (Wang et al. 2023, section 3.3), which starts from an image model,
+The last two are the recipe of ModelScope (Wang et al. 2023), which starts from an image model,
 adds temporal layers that do nothing at first, and trains on videos and images together.
 """
 

@@ -1,6 +1,6 @@
 """The spatial-temporal UNet: noisy latents, a time and a text in; the predicted noise out.
 
-ModelScope text-to-video (Wang et al. 2023, arXiv:2308.06571, section 3.2) is an image model that
+ModelScope text-to-video (Wang et al. 2023, arXiv:2308.06571) is an image model that
 learned to move. Its unit is a row of four parts, the first and third of which see single frames, the
 second and fourth of which see time:
 

@@ -561,9 +561,10 @@ figures.picture(ablation.figure(), alt="Motions right by way of training, most b
 # frames come in any order, and the referee cannot even tell a colour. And a surprise: who learnt from English captions
 # alone does as well in Chinese. The text tower, which does not learn here, had put both languages in one place.
 #
-# In the middle and on the right it is the model that ships that is asked, 32 times a mark, 8 where the chains are
-# long. DPM-Solver++ is there after 8 steps, DDIM after 15, and a thousand add nothing. Guidance helps up to about 4,
-# and from 12 on the clips fall apart. `ablation.table("training")` has the numbers.
+# In the middle and on the right it is the model that ships that is asked, as it was two hours of training earlier, 32
+# times a mark, 8 where the chains are long. DPM-Solver++ is there after 8 steps, DDIM after 15, and a thousand add
+# nothing. Guidance helps up to about 4, and from 12 on the clips fall apart. `ablation.table("training")` has the
+# numbers.
 
 # %% [markdown]
 # ## 8 · A run that can be killed
