@@ -853,10 +853,10 @@ assert all(eight > right[1] for _, eight in costs.values())
 
 # %% [markdown]
 # Two rows deserve a second look. **Time backwards** turns the motion round: the star goes up, and the circle that was
-# sent to the right goes left, even if it all but goes out on the way. It is section 4 once more, as an experiment:
-# which way is forward stands in the convolutions and nowhere else. And the **norm for each frame** is the most treacherous of the four.
-# Its clips are nearly right, and on the eight clips its loss is hardly raised. What it loses is what frames differ in
-# as a whole, and one has to look for that on purpose, as the test above did.
+# sent to the right goes left, though it all but goes out on the way. It is section 4 once more, as an experiment: which
+# way is forward stands in the convolutions and nowhere else. And the **norm for each frame** is the most treacherous of
+# the four. Its clips are nearly right, and on the eight clips its loss is hardly raised. What it loses is what frames
+# differ in as a whole, and one has to look for that on purpose, as the test above did.
 #
 # The symptoms, in short:
 #

@@ -167,7 +167,8 @@ def test_a_little_noise_and_blur_do_no_harm():
 def test_a_rim_in_the_hue_of_the_other_object_does_no_harm():
     """As an autoencoder paints it: around something orange a thin, weak, yellowish line, while yellow is there, too."""
     rng, alike = random.Random(3), ({"yellow", "orange"}, {"red", "orange"}, {"green", "cyan"}, {"red", "pink"})
-    scenes = [scene for scene in (sample_scene(rng, 2) for _ in range(400)) if {t.colour for t in scene.things} in alike]
+    scenes = [sample_scene(rng, 2) for _ in range(400)]
+    scenes = [scene for scene in scenes if {thing.colour for thing in scene.things} in alike]
     assert len(scenes) > 15
     right = 0
     for scene, clip in zip(scenes, draw(scenes)):
