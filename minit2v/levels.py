@@ -6,10 +6,21 @@ two pixels; on the way up every pixel becomes four, and a convolution smooths th
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from .upsample import doubled_conv
 from .winograd import Conv3x3
+
+
+def as_images(x: Tensor) -> Tensor:
+    """A clip as a batch of single frames: (B, C, F, H, W) -> (B*F, C, H, W), a view of the same memory."""
+    return rearrange(x, "b c f h w -> (b f) c h w")
+
+
+def as_clip(x: Tensor, frames: int) -> Tensor:
+    """The way back: (B*F, C, H, W) -> (B, C, F, H, W), a view of the same memory."""
+    return rearrange(x, "(b f) c h w -> b c f h w", f=frames)
 
 
 class Downsample(nn.Module):
@@ -20,8 +31,7 @@ class Downsample(nn.Module):
         self.conv = Conv3x3(channels, channels, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        images = x.transpose(1, 2).flatten(0, 1)                      # (B*F, C, H, W)
-        return self.conv(images).unflatten(0, (len(x), -1)).transpose(1, 2)
+        return as_clip(self.conv(as_images(x)), x.shape[2])
 
 
 class Upsample(nn.Module):
@@ -35,12 +45,10 @@ class Upsample(nn.Module):
         self.conv = Conv3x3(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        images = x.transpose(1, 2).flatten(0, 1)                      # (B*F, C, H, W)
-        if torch.is_grad_enabled():
-            images = self.conv(F.interpolate(images, scale_factor=2.0, mode="nearest"))
-        else:
-            images = doubled_conv(images, self.conv)
-        return images.unflatten(0, (len(x), -1)).transpose(1, 2)      # (B, C, F, 2H, 2W)
+        images = as_images(x)                                         # (B*F, C, H, W)
+        if not torch.is_grad_enabled():
+            return as_clip(doubled_conv(images, self.conv), x.shape[2])
+        return as_clip(self.conv(F.interpolate(images, scale_factor=2.0, mode="nearest")), x.shape[2])
 
 
 class Level(nn.Module):

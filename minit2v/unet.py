@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention import TransformerBlock
 from .config import UNetConfig
-from .levels import Downsample, Level, Upsample
+from .levels import Downsample, Level, Upsample, as_clip, as_images
 from .winograd import Conv3x3
 
 Text = tuple[Tensor, Tensor]                             # keys and values of a prompt, (B, heads, L, d) each
@@ -169,16 +169,6 @@ class TemporalTransformer(nn.Module):
         h = rearrange(self.norm(x.flatten(3)), "b c f p -> (b p) f c")            # all frames of a pixel in a row
         h = self.proj_out(self.block(self.proj_in(h)))                            # (B*H*W, F, C)
         return x + rearrange(h, "(b h w) f c -> b c f h w", b=b, h=height)
-
-
-def as_images(x: Tensor) -> Tensor:
-    """A clip as a batch of single frames: (B, C, F, H, W) -> (B*F, C, H, W), a view of the same memory."""
-    return rearrange(x, "b c f h w -> (b f) c h w")
-
-
-def as_clip(x: Tensor, frames: int) -> Tensor:
-    """The way back: (B*F, C, H, W) -> (B, C, F, H, W), a view of the same memory."""
-    return rearrange(x, "(b f) c h w -> b c f h w", f=frames)
 
 
 class Block(nn.Module):

@@ -399,10 +399,10 @@ print("without ends:", len({round(v, 5) for v in ends(16, joined=True).tolist()}
 # package go to and fro. They move no memory, they only rename axes.
 
 # %%
-# from minit2v.unet import as_images
+# from minit2v.levels import as_images
 
 # %%
-# from minit2v.unet import as_clip
+# from minit2v.levels import as_clip
 
 # %% [markdown]
 # The block is four parts in turns: space, time, space, time. The image block of chapter 05 is the first and the third
