@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from . import distributed
 from .autoencoder import Autoencoder
 from .captions import caption
 from .files import write_whole
@@ -43,15 +44,16 @@ def encode_world(folder: str | Path, autoencoder: Autoencoder, shards: dict[int,
     """Writes shards into `folder`: `shards` says how many of each level, {1: 12, 2: 8, 3: 2} for 22,000 clips.
 
     A shard that is there already is left alone, so an interrupted run goes on where it stopped. But one that was
-    made by another encoder, or of another world, is made anew.
+    made by another encoder, or of another world, is made anew. Several processes (see distributed.py) share them out
+    and do not wait for one another.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     made_of = encoder_fingerprint(autoencoder, drawing=render(scenes_of(3, 0, 4), num_frames=2, fps=1.0))
-    todo = [(level, k) for level, count in shards.items() for k in range(count)
-            if _made_of(_file(folder, level, k)) != made_of]
+    every = [(level, k) for level, count in shards.items() for k in range(count)]
+    todo = [each for each in every[distributed.rank()::distributed.world()] if _made_of(_file(folder, *each)) != made_of]
     bar = tqdm(total=len(todo) * SHARD, desc="rendering and encoding clips", unit="clip",
-               disable=not (progress and todo))
+               disable=not (progress and todo and distributed.first()))
     for level, k in todo:
         scenes, latents = scenes_of(level, k, SHARD), []
         for i in range(0, SHARD, batch):

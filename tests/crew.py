@@ -25,8 +25,9 @@ from matplotlib.figure import Figure  # noqa: F401
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from minit2v import distributed, training
-from minit2v.config import UNetConfig
+from minit2v import data, distributed, recipe, training
+from minit2v.autoencoder import Autoencoder
+from minit2v.config import ModelConfig, UNetConfig
 from minit2v.training import Plan, fit, generators
 from minit2v.unet import UNet
 
@@ -141,6 +142,15 @@ def fill_up(folder, shard=False, limit=50_000):
 
 def shard_a_net(folder):
     fit(Net(), roll, FAST, folder, progress=False, shard=True)
+
+
+def encode_clips(folder):
+    """Clips of the toy world as `train` gets them, five shards of four; writes them, and how many were encoded here."""
+    data.SHARD, recipe.SHARDS, here = 4, {1: 3, 2: 2}, []
+    encode = Autoencoder.encode
+    Autoencoder.encode = lambda self, clips: here.append(len(clips)) or encode(self, clips)
+    clips = recipe._clips(ModelConfig.from_json((folder / "config.json").read_text()), folder, (1, 2), progress=False)
+    torch.save((clips.latents, sum(here)), folder / f"clips-{distributed.rank()}.pt")
 
 
 # --- one process that trains fast, saves all the time, and dies ---

@@ -12,8 +12,11 @@ from pathlib import Path
 import crew
 import pytest
 import torch
+from safetensors.torch import save_file
+from test_training import TINY
 
 from minit2v import distributed
+from minit2v.autoencoder import Autoencoder
 from minit2v.training import fit, read_log
 
 pytestmark = pytest.mark.skipif(not crew.AVAILABLE, reason="needs torch.distributed with gloo")
@@ -150,6 +153,22 @@ def test_micro_batches_that_cannot_be_shared_evenly_are_refused(tmp_path):
     said = "a step has 3 micro-batches, which 2 processes cannot share evenly. Set accumulate to 4"
     assert all(said in crew.errors(tmp_path / "m", rank) for rank in (0, 1))
     assert list(distributed.share_out(3)) == [0, 1, 2]                   # alone, anything goes
+
+
+def test_processes_share_out_the_clips_to_encode(tmp_path):
+    """Each shard is encoded once, by one of the two, and both read all of them: as one process alone does."""
+    for name in ("two", "one"):
+        torch.manual_seed(0)
+        autoencoder = Autoencoder(TINY.autoencoder)
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(TINY.to_json())
+        save_file(autoencoder.state_dict(), tmp_path / name / "autoencoder.safetensors")
+    crew.together(crew.encode_clips, 2, tmp_path / "m2", tmp_path / "two")
+    crew.together(crew.encode_clips, 0, tmp_path / "m1", tmp_path / "one")
+    (first, some), (second, rest) = (torch.load(tmp_path / "two" / f"clips-{rank}.pt") for rank in (0, 1))
+    alone, every = torch.load(tmp_path / "one" / "clips-0.pt")
+    assert (some, rest, every) == (12, 8, 20)
+    assert torch.equal(first, alone) and torch.equal(second, alone)
 
 
 def test_shards_need_processes_and_a_unet(tmp_path):

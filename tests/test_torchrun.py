@@ -41,7 +41,7 @@ def finetune(tmp_path_factory):
 
 @pytest.fixture
 def train(tmp_path):
-    """`minit2v train` of images in a folder that has what it needs: 22 clips, and networks that have learnt nothing."""
+    """`minit2v train` of images in a folder that has what it needs: 32 clips, and networks that have learnt nothing."""
     out = tmp_path / "train"
     out.mkdir()
     torch.manual_seed(0)

@@ -461,6 +461,19 @@ def test_more_late_times_are_drawn_than_early_ones():
     assert recipe.draw_times(2, 50, torch.Generator().manual_seed(0)).unique().tolist() == [1, 2]
 
 
+def test_a_batch_of_rivals_stays_whole(tmp_path, monkeypatch):
+    """Frames and clips of a step are shared out among micro-batches. But a caption is told from those of its batch."""
+    plans = {}
+    for stage in recipe.STAGES:
+        monkeypatch.setattr(recipe, f"train_{stage}", lambda *a, stage=stage, **options: plans.update({stage: a[2]}))
+    monkeypatch.setattr(recipe, "NEEDS", dict.fromkeys(recipe.STAGES, ()))
+    recipe.main_train(SimpleNamespace(stage="all", out=tmp_path, steps=3, threads=None, dtype="float32", accumulate=4,
+                                      shard=False, compile=False))
+    assert {stage: plan.batch * 4 // recipe.PLANS[stage].batch for stage, plan in plans.items()} == {
+        "autoencoder": 1, "text": 4, "image": 1, "video": 1}
+    assert all(plan.accumulate == 4 and plan.steps == 3 for plan in plans.values())
+
+
 def test_four_stages_make_a_model_that_generates(tmp_path, monkeypatch):
     small = Plan(steps=2, batch=2, lr=1e-3, warmup=1, save_every=2, log_every=1)
     monkeypatch.setattr(data, "SHARD", 4)
