@@ -102,7 +102,7 @@ def _nearest_colour(image: Tensor, among: list[int] | None = None) -> Tensor:
     own = torch.atan2(math.sqrt(3) * (palette[:, 1] - palette[:, 2]), 2 * palette[:, 0] - palette[:, 1] - palette[:, 2])
     among = list(range(len(own))) if among is None else among
     apart = torch.stack([torch.cos(hue - own[k]) for k in among])                   # (colours, ...)
-    return torch.tensor(among)[apart.argmax(0)]
+    return torch.tensor(among)[apart.max(0).indices]
 
 
 # ---------------------------------------------------------------- one object
@@ -144,7 +144,9 @@ def _moments(mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dx, dy = (xs - x[:, None])[:, None, :], (ys - y[:, None])[:, :, None]           # (F, 1, W), (F, H, 1)
     z = torch.complex(dx.expand(mask.shape), dy.expand(mask.shape))                 # (F, H, W)
     size = area.clamp(min=1e-6).sqrt()
-    powers = [z.abs().square().to(z.dtype), z ** 3, z ** 4, z ** 5]
+    square = z * z                                                                  # powers of complex numbers are slow
+    cube = square * z
+    powers = [z.abs().square().to(z.dtype), cube, square * square, square * cube]
     means = [(mask * p).sum((1, 2)) / total / size ** n for n, p in zip((2, 3, 4, 5), powers)]
     return area, x, y, torch.stack(means, dim=1)
 
