@@ -233,8 +233,8 @@ def _moved(unet: nn.Module, start: dict[str, Tensor]) -> float:
     """How far the weights went, as a share of their size. Of adapters: what they add to the weights beside them."""
     adapters = lora.adapters(unet).values()
     if adapters:
-        added = sum((a.scale * a.up @ a.down).detach().double().square().sum() for a in adapters)
-        size = sum(a.linear.weight.detach().double().square().sum() for a in adapters)
+        added = sum((a.scale * a.up @ a.down).detach().cpu().double().square().sum() for a in adapters)
+        size = sum(a.linear.weight.detach().cpu().double().square().sum() for a in adapters)
     else:
         now = _sample(unet, start.__contains__)
         added = sum((now[name] - p).double().square().sum() for name, p in start.items())

@@ -93,9 +93,12 @@ def shuffled(clips: Tensor, seed: int = 0) -> Tensor:
 
 @torch.inference_mode()
 def through_autoencoder(pipe: TextToVideo, clips: Tensor, batch: int = 10) -> Tensor:
-    """Clips (N, F, H, W, 3) uint8 encoded and decoded: what a perfect latent model would show."""
-    return torch.cat([to_uint8(pipe.autoencoder.decode(pipe.autoencoder.encode(to_model(part))).clamp(-1, 1))
-                      for part in clips.split(batch)])
+    """Clips (N, F, H, W, 3) uint8 encoded and decoded, wherever the model is: what a perfect latent model would show."""
+    like, found = next(pipe.autoencoder.parameters()), []
+    for part in clips.split(batch):
+        latents = pipe.autoencoder.encode(to_model(part).to(like))
+        found.append(to_uint8(pipe.autoencoder.decode(latents).float().clamp(-1, 1)).cpu())
+    return torch.cat(found)
 
 
 def motion_energy(clips: Tensor) -> Tensor:
