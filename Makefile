@@ -9,16 +9,19 @@ demo: $(VENV)/ready
 test: $(VENV)/ready-test
 	$(VENV)/bin/python -m pytest -q
 lab: $(VENV)/ready-course
-	$(VENV)/bin/jupyter lab notebooks
+	$(VENV)/bin/jupyter lab --LabApp.default_url=/lab/tree/notebooks
 notebooks: $(VENV)/ready-course
 	$(VENV)/bin/python -m minit2v.course.build
 nbgrader: $(VENV)/ready-test
 	$(VENV)/bin/python -m minit2v.course.nbgrader build/nbgrader
 
+NEW_ENOUGH = import sys; sys.exit(sys.version_info < (3, 10) and f'this is Python {sys.version.split()[0]}, 3.10 or \
+newer is needed; name another by make PYTHON=python3.12 and the like')
+
 # The environment: made once, and again when pyproject.toml has changed.
 $(VENV)/ready-test: EXTRAS = [test]
 $(VENV)/ready-course: EXTRAS = [course]
 $(VENV)/ready $(VENV)/ready-test $(VENV)/ready-course: pyproject.toml
-	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	test -x $(VENV)/bin/python || { $(PYTHON) -c "$(NEW_ENOUGH)" && $(PYTHON) -m venv $(VENV); }
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable ".$(EXTRAS)"
 	touch $@

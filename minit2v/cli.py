@@ -181,12 +181,14 @@ def build_parser() -> argparse.ArgumentParser:
                      help="times the network is asked (default: 50)")
     _add_sampling(one)
     one.add_argument("--eta", type=_share, default=0.0, help="randomness of ddim, 0 to 1 (default: 0)")
-    one.add_argument("--spacing", choices=("modelscope", "leading", "linspace"), help="which times are visited")
+    one.add_argument("--spacing", choices=("modelscope", "leading", "linspace"), help="which times are visited "
+                     "(default: the model's, or what the sampler is used to)")
     one.add_argument("--num-frames", type=_positive, metavar="N", help="(default: the model's)")
     one.add_argument("--height", type=_positive, metavar="H", help="in pixels (default: the model's)")
     one.add_argument("--width", type=_positive, metavar="W", help="in pixels (default: the model's)")
     one.add_argument("--fps", type=_number, help="frames a second in the file (default: the model's)")
-    one.add_argument("--weights", metavar="W", help="folder of a model (default: the mini model that comes along)")
+    one.add_argument("--weights", metavar="W", help="folder of a model, or owner/name on the Hub (default: the mini "
+                     "model that comes along)")
     one.add_argument("--lora", type=Path, action="append", metavar="FILE", help="add what was learnt by `minit2v "
                      "finetune --learns lora`, or LoRA of diffusers or peft; may be given several times")
     one.add_argument("--dtype", choices=DTYPES, default="float32", help="number type (default: float32)")
@@ -198,7 +200,7 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--decode-chunk", type=_positive, metavar="N",
                      help="frames decoded at a time; fewer take less memory (default: 4)")
     one.add_argument("--translate", action="store_true", help="put a Chinese prompt into English first, for weights "
-                     'that read English only; needs pip install "minit2v[translate]"')
+                     'that read English only; needs pip install -e ".[translate]"')
     one.add_argument("--translator", default=TRANSLATOR, metavar="W",
                      help=f"Marian model for --translate, folder or owner/name (default: {TRANSLATOR})")
     one.add_argument("--tokenizer", choices=TOKENIZERS, default="open_clip",
@@ -219,7 +221,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     one = verb(inspect)
     one.add_argument("weights", nargs="?", type=Path, metavar="W",
-                     help="folder of a model (default: the mini model that comes along)")
+                     help="folder of a model, or owner/name on the Hub (default: the mini "
+                     "model that comes along)")
     one.add_argument("--hash", action="store_true", help="compare the SHA-256 of large files, too")
     one.add_argument("--memory", action="store_true", help="compute what a clip takes, and which cards have it")
     one.add_argument("--training", action="store_true", help="compute what training takes of 8 cards, whole or sharded")
@@ -260,7 +263,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _add_sampling(parser: argparse.ArgumentParser, sampler: str = "ddim") -> None:
     parser.add_argument("--guidance-scale", type=_finite, metavar="G",
-                        help="how strongly to follow the prompt; 1 is no guidance (default: the model's)")
+                        help="how strongly to follow the prompt; 1 is no guidance (default: the model's, mini 4, "
+                             "released 9)")
     parser.add_argument("--sampler", choices=SAMPLERS, default=sampler, help=f"(default: {sampler})")
 
 

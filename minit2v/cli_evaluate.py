@@ -15,7 +15,8 @@ def evaluate(args) -> int:
 def add(verb, positive, seed, add_sampling) -> None:
     """Adds the verb to the command line; `verb` and the kinds of options are those of cli.build_parser."""
     one = verb(evaluate)
-    one.add_argument("--weights", metavar="W", help="folder of a model (default: the mini model that comes along)")
+    one.add_argument("--weights", metavar="W", help="folder of a model, or owner/name on the Hub (default: the mini "
+                     "model that comes along)")
     one.add_argument("--referee", action="store_true", help="score the referee instead of a model")
     one.add_argument("--published", action="store_true",
                      help="only print what was published of the released model, and why it cannot be compared")

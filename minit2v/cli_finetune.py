@@ -104,7 +104,8 @@ def add(verb, positive, seed, number, share) -> None:
     one.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the result and the report")
     one.add_argument("--dry-run", action="store_true", help="only show what the model will see: DIR/data.png, and "
                      "which files are left out")
-    one.add_argument("--weights", metavar="W", help="model to start from (default: the mini model that comes along)")
+    one.add_argument("--weights", metavar="W", help="model to start from, a folder or owner/name on the Hub (default: "
+                     "the mini model that comes along)")
     one.add_argument("--learns", choices=tuple(RATES), default="lora", help="which weights: all, those that see time, "
                      "those that see single frames, or small added matrices (default: lora)")
     one.add_argument("--rank", type=positive, default=4, metavar="R", help="of LoRA's matrices (default: 4)")

@@ -80,7 +80,8 @@ def add(verb, positive, seed) -> None:
                      help="bfloat16 is faster where the processor knows it (default: float32)")
     one.add_argument("--threads", type=positive, metavar="N", help="processor threads (default: torch's choice)")
     one.add_argument("--accumulate", type=positive, default=1, metavar="N", help="cut batches into N micro-batches, "
-                     "which processes share out (default: 1); captions and clips are compared within one")
+                     "which processes share out (default: 1); the text stage, where a batch compares its captions with "
+                     "one another, takes N whole batches")
     one.add_argument("--shard", action="store_true", help="each process that torchrun started holds a piece of every "
                      "weight of the UNet, and AdamW alone learns")
     one.add_argument("--compile", action="store_true", help="let torch.compile make the UNet's steps faster; needs a "

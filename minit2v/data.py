@@ -51,7 +51,8 @@ def encode_world(folder: str | Path, autoencoder: Autoencoder, shards: dict[int,
     folder.mkdir(parents=True, exist_ok=True)
     made_of = encoder_fingerprint(autoencoder, drawing=render(scenes_of(3, 0, 4), num_frames=2, fps=1.0))
     every = [(level, k) for level, count in shards.items() for k in range(count)]
-    todo = [each for each in every[distributed.rank()::distributed.world()] if _made_of(_file(folder, *each)) != made_of]
+    mine = every[distributed.rank()::distributed.world()]
+    todo = [each for each in mine if _made_of(_file(folder, *each)) != made_of]
     bar = tqdm(total=len(todo) * SHARD, desc="rendering and encoding clips", unit="clip",
                disable=not (progress and todo and distributed.first()))
     for level, k in todo:

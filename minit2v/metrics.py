@@ -93,7 +93,7 @@ def shuffled(clips: Tensor, seed: int = 0) -> Tensor:
 
 @torch.inference_mode()
 def through_autoencoder(pipe: TextToVideo, clips: Tensor, batch: int = 10) -> Tensor:
-    """Clips (N, F, H, W, 3) uint8 encoded and decoded, wherever the model is: what a perfect latent model would show."""
+    """Clips (N, F, H, W, 3) uint8, encoded and decoded where the model is: what a perfect latent model would show."""
     like, found = next(pipe.autoencoder.parameters()), []
     for part in clips.split(batch):
         latents = pipe.autoencoder.encode(to_model(part).to(like))

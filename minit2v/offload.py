@@ -14,6 +14,7 @@ and asked for anew, page by page, for the next. `recycled` keeps it for as long 
 """
 
 import ctypes
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,6 +24,19 @@ from torch import nn
 
 WAYS = ("parts", "blocks")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4           # of glibc's mallopt, see malloc.h
+
+
+def present(device: str | torch.device | None) -> torch.device:
+    """The device ("cpu" for None) after a look whether it is there. ValueError if not, before gigabytes are fetched."""
+    try:
+        device = torch.device("cpu" if device is None else device)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        why = re.split(r"[.:]\s", str(error))[0]
+        raise ValueError(f"there is no device {str(device)!r} for this torch, {torch.__version__} ({why}). `minit2v "
+                         "doctor` names what there is; a graphics card needs the build of torch that pytorch.org names "
+                         "for it") from error
+    return device
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from minit2v.config import ModelConfig
 from minit2v.diffusion import Process, draw_noise
 from minit2v.files import write_whole
 from minit2v.layouts import NETWORKS, networks  # noqa: F401  (networks: to make a model that has learnt nothing)
+from minit2v.offload import present
 from minit2v.text import TOKENIZERS, WEIGHTS, TextEncoder, Tokenizer
 from minit2v.unet import UNet
 
@@ -283,11 +284,12 @@ def load(source: str | os.PathLike | None = None, dtype: str | torch.dtype | Non
     offload: "parts" or "blocks" for a device that cannot hold all networks at once (see `TextToVideo.offload`).
 
     Of the released weights it says on the standard error what they cannot do, once (`limits.NOTE`).
-    Raises FileNotFoundError for a missing file and ValueError for a damaged one, for one that carries code
-    (nothing of it is run), or one whose tensors are not those of the configuration. Nothing is loaded then.
+    Raises FileNotFoundError for a missing file and ValueError for a device that is not there, for a damaged file, for
+    one that carries code (nothing of it is run), or one whose tensors are not those of the configuration. Nothing is
+    loaded then.
     """
     folder, name = WEIGHTS if source is None else Path(source), None
-    dtype, device = _number_type(dtype), torch.device("cpu" if device is None else device)
+    dtype, device = _number_type(dtype), present(device)
     vae_dtype = dtype if vae_dtype is None else _number_type(vae_dtype)
     if tokenizer not in TOKENIZERS:
         raise ValueError(f"tokenizer {tokenizer!r} is unknown; choose one of {', '.join(TOKENIZERS)}")

@@ -2,7 +2,7 @@
 
 The translator is a Marian model (Junczys-Dowmunt et al. 2018, arXiv:1804.00344), by default the one that the
 University of Helsinki trained on OPUS (Tiedemann & Thottingal 2020), 78 million parameters, CC-BY-4.0. It runs through
-transformers, which is not needed for anything else: pip install "minit2v[translate]".
+transformers, which is not needed for anything else: pip install -e ".[translate]".
 """
 
 import functools
@@ -50,7 +50,8 @@ def to_english(prompts: str | list[str], model: str | os.PathLike = MODEL) -> st
 def _load(model: str):
     lacking = [name for name in ("transformers", "sentencepiece") if importlib.util.find_spec(name) is None]
     if lacking:
-        raise ImportError(f'translation needs {" and ".join(lacking)}: pip install "minit2v[translate]"')
+        raise ImportError(f'translation needs {" and ".join(lacking)}: pip install -e ".[translate]" in '
+                          "the repository's folder")
     import transformers
 
     if os.sep in model and not Path(model).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", model):

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 NAME = "meta"
 MOVES = {torch.ops.aten._to_copy, torch.ops.aten.copy_, torch.ops.aten.to}
-INDEXED = {torch.ops.aten.index, torch.ops.aten.index_put_, torch.ops.aten._unsafe_index}     # by the processor's numbers
+INDEXED = {torch.ops.aten.index, torch.ops.aten.index_put_, torch.ops.aten._unsafe_index}   # by the processor's numbers
 
 
 class There(Tensor):

@@ -79,3 +79,9 @@ def test_the_commands_work_there(command, tmp_path, monkeypatch, capsys):
     with Device() as device:
         assert cli.main([str(word) for word in (*command, *more, "--device", "meta", "--debug")]) == 0
     assert device.calls > 2000
+
+
+def test_a_device_that_is_missing_is_told_before_anything_is_fetched():
+    for name in ("mtia", "abacus"):
+        with pytest.raises(ValueError, match=f"no device '{name}' for this torch.*minit2v doctor"):
+            minit2v.load("nobody/nothing", device=name)

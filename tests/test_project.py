@@ -87,7 +87,7 @@ def test_public_names_are_there():
 
 def test_weights_are_package_data_and_small(pyproject):
     assert pyproject["tool"]["setuptools"]["package-data"] == {
-        "minit2v": ["weights/*", "released.json", "course/solutions.json", "course/ablations.json"]}
+        "minit2v": ["README.md", "weights/*", "released.json", "course/solutions.json", "course/ablations.json"]}
     size = sum(path.stat().st_size for path in (ROOT / "minit2v" / "weights").rglob("*") if path.is_file())
     assert size <= 16 * 2 ** 20, f"the weights that ship take {size:,} bytes"
 
@@ -102,7 +102,7 @@ def test_license_is_the_whole_apache_2():
 @pytest.mark.parametrize("target, extra, last", [
     ("demo", "", '{bin}/minit2v generate "a red circle moves right" -o clip.mp4 -o clip.gif -o clip.png'),
     ("test", "[test]", "{bin}/python -m pytest -q"),
-    ("lab", "[course]", "{bin}/jupyter lab notebooks"),
+    ("lab", "[course]", "{bin}/jupyter lab --LabApp.default_url=/lab/tree/notebooks"),
     ("notebooks", "[course]", "{bin}/python -m minit2v.course.build"),
 ])
 def test_make_installs_and_runs(target, extra, last, tmp_path):
@@ -115,6 +115,18 @@ def test_make_installs_and_runs(target, extra, last, tmp_path):
     assert f"-m venv {venv}" in lines[0]
     assert lines[1].endswith(f'--editable ".{extra}"')
     assert lines[-1] == last.format(bin=venv / "bin")
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_leaves_nothing_of_an_old_python(tmp_path):
+    """An environment of an old Python would stay, and the next `make` would take it."""
+    old = tmp_path / "python"
+    old.write_text("#!/bin/sh\ncase $1 in -c) echo \"$2\" | sed 's/(3, 10)/(99,)/' | exec " + sys.executable + " -;; "
+                   "*) touch " + str(tmp_path / "made") + ";; esac\n")
+    old.chmod(0o755)
+    done = subprocess.run(["make", "demo", f"VENV={tmp_path / 'venv'}", f"PYTHON={old}"], cwd=ROOT, capture_output=True,
+                          text=True)
+    assert done.returncode != 0 and "3.10 or newer is needed" in done.stderr and not (tmp_path / "made").exists()
 
 
 def test_ci_runs_the_readmes_command():

@@ -223,7 +223,7 @@ def readme(written: set[str]) -> str:
              "# Chapters", "",
              "Each chapter has a source, `NN_slug.py`, which is what people edit, and a notebook built from it, "
              "`NN_slug.ipynb`, with its outputs stored: it can be read here without running it. `make lab` opens "
-             "them, `make notebooks` builds them again. Chapters without a link are still to be written.", "",
+             "them, `make notebooks` builds them again.", "",
              "| chapter | you build | minutes |", "|---|---|---|"]
     for chapter in CHAPTERS:
         link = f"[{chapter.name}]({chapter.name}.ipynb)" if chapter.name in written else chapter.name
