@@ -19,6 +19,7 @@ from torch import Tensor, nn
 # Up to this many keys, and this many scores in all, the two plain lines of `attend` are used.
 PLAIN_KEYS = 256
 PLAIN_SCORES = 2**25
+SEQUENCES = 2**16 - 1                                    # at a time: kernels of cards take no more (pytorch #142228)
 ROWS = 2048                                              # tokens that the feed-forward widens at a time
 
 
@@ -35,7 +36,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if few and q.requires_grad:
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)      # (N, heads, Q, K)
         return scores.softmax(dim=-1) @ v                             # (N, heads, Q, d)
-    return F.scaled_dot_product_attention(q, k, v)
+    parts = zip(q.split(SEQUENCES), k.split(SEQUENCES), v.split(SEQUENCES))
+    outs = [F.scaled_dot_product_attention(*part) for part in parts]
+    return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
 class Attention(nn.Module):

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from minit2v import attention
 from minit2v.attention import PLAIN_KEYS, ROWS, FeedForward, attend
 from minit2v.checkpoints import (
     unet_from_diffusers,
@@ -168,6 +170,17 @@ def test_attend_is_the_formula(keys, training):
     scores = torch.einsum("bhqd,bhkd->bhqk", q, k) / math.sqrt(8)
     weights = scores.exp() / scores.exp().sum(-1, keepdim=True)
     assert (attend(q, k, v) - torch.einsum("bhqk,bhkd->bhqd", weights, v)).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("sequences", [1, 2, 5])
+def test_attend_takes_many_sequences_in_portions(sequences, monkeypatch):
+    """torch's kernels for graphics cards fail at 65,536 sequences: the places of 12 clips of 576 x 320 with guidance."""
+    q, k, v = torch.randn(3, 5, 2, 4, 8, generator=torch.Generator().manual_seed(0))
+    expected, most = attend(q, k, v), []
+    monkeypatch.setattr(attention, "SEQUENCES", sequences)
+    plain = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *part: most.append(len(part[0])) or plain(*part))
+    assert torch.allclose(attend(q, k, v), expected, atol=1e-6) and max(most) == sequences and sum(most) == 5
 
 
 def test_feed_forward_is_geglu():
