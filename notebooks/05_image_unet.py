@@ -183,8 +183,8 @@ print(tuple(together.shape), "equal:", torch.allclose(one_by_one, together, atol
 #
 # Now you can read the package's. (Its code stands in cells that begin with the line it would be imported by; the build
 # fills them in.) `attend` is our formula, for many sequences and heads at once. It computes it in one of two ways:
-# plainly, or by PyTorch's function, which never holds the whole table of weights in memory. The numbers are the same. (More than `SEQUENCES`
-# sequences it takes in portions: graphics cards start no more at once.)
+# plainly, or by PyTorch's function, which never holds the whole table of weights in memory. The numbers are the same.
+# (More than `SEQUENCES` sequences it takes in portions: graphics cards start no more at once.)
 
 # %%
 from minit2v.attention import PLAIN_KEYS, PLAIN_SCORES, ROWS, SEQUENCES

@@ -22,7 +22,8 @@ class Oracle:
     def __init__(self, frozen: bool):
         self.frozen, self.seeds = frozen, []
         self.config = mini()
-        self.autoencoder = SimpleNamespace(encode=lambda clips: clips, decode=lambda clips: clips)
+        self.autoencoder = SimpleNamespace(encode=lambda clips: clips, decode=lambda clips: clips,
+                                           parameters=lambda: iter([torch.zeros(1)]))
         self.scenes = {}
         for name, (level, split, language) in metrics.SETS.items():
             rng = random.Random(f"captions {name} {SEED}")

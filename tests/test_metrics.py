@@ -16,8 +16,8 @@ from minit2v.world import COLOURS, MOTIONS, ORBIT_RADIUS, SHAPES, SPEEDS, Scene,
 ALL = [*combinations("train"), *combinations("unseen")]
 
 
-class Perfect:
-    """An autoencoder that loses nothing."""
+class Perfect(torch.nn.Linear):
+    """An autoencoder that loses nothing. It has weights, for these say where it is."""
 
     def encode(self, clips):
         return clips
@@ -151,7 +151,7 @@ def test_shuffled_clips_show_the_same_pictures():
 
 def test_a_passage_through_a_perfect_autoencoder_changes_no_bit():
     clips = torch.randint(0, 256, (5, 2, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(metrics.through_autoencoder(SimpleNamespace(autoencoder=Perfect()), clips, batch=2), clips)
+    assert torch.equal(metrics.through_autoencoder(SimpleNamespace(autoencoder=Perfect(1, 1)), clips, batch=2), clips)
 
 
 def test_each_prompt_has_its_own_seed_whatever_the_batch():
@@ -232,7 +232,7 @@ def test_smoothness_is_one_minus_acceleration():
 # --- tables ---
 
 def test_the_referee_stands_between_chance_and_one():
-    rows = metrics.referee_rows(SimpleNamespace(autoencoder=Perfect()), count=6)
+    rows = metrics.referee_rows(SimpleNamespace(autoencoder=Perfect(1, 1)), count=6)
     found = {row["clips"]: row for row in rows}
     assert list(found) == [f"{n} object{s}, {kind}" for n, s in (("one", ""), ("two", "s")) for kind in
                            ("real", "through the VAE", "frames shuffled", "chance")] + ["noise that was readable"]

@@ -174,7 +174,7 @@ def test_attend_is_the_formula(keys, training):
 
 @pytest.mark.parametrize("sequences", [1, 2, 5])
 def test_attend_takes_many_sequences_in_portions(sequences, monkeypatch):
-    """torch's kernels for graphics cards fail at 65,536 sequences: the places of 12 clips of 576 x 320 with guidance."""
+    """torch's kernels for graphics cards fail at 65,536 sequences: the places of 12 clips of 576 x 320, guided."""
     q, k, v = torch.randn(3, 5, 2, 4, 8, generator=torch.Generator().manual_seed(0))
     expected, most = attend(q, k, v), []
     monkeypatch.setattr(attention, "SEQUENCES", sequences)
