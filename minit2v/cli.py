@@ -221,8 +221,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     one = verb(inspect)
     one.add_argument("weights", nargs="?", type=Path, metavar="W",
-                     help="folder of a model, or owner/name on the Hub (default: the mini "
-                     "model that comes along)")
+                     help="folder of a model (default: the mini model that comes along)")
     one.add_argument("--hash", action="store_true", help="compare the SHA-256 of large files, too")
     one.add_argument("--memory", action="store_true", help="compute what a clip takes, and which cards have it")
     one.add_argument("--training", action="store_true", help="compute what training takes of 8 cards, whole or sharded")

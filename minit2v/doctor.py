@@ -62,9 +62,12 @@ def check_torch() -> Finding:
 
 def check_device() -> Finding:
     torch = import_module("torch")
-    for name, there in (("cuda", torch.cuda), ("mps", torch.backends.mps), ("xpu", torch.xpu)):
-        if there.is_available():
-            return Finding("device", "good", f"{name}, besides the processor; use it by --device {name}")
+    accelerator = getattr(torch, "accelerator", None)                     # since torch 2.6
+    if accelerator is None:
+        return Finding("device", "good", "the processor; for a word on graphics cards, pip install --upgrade torch")
+    if accelerator.is_available():
+        device = accelerator.current_accelerator()
+        return Finding("device", "good", f"{device.type}, besides the processor; use it by --device {device.type}")
     return Finding("device", "good", "the processor; enough for the mini model. (This torch finds no graphics card; if "
                    "there is one, install the build that pytorch.org names for it)")
 

@@ -230,7 +230,10 @@ def _sample(unet: nn.Module, mine: Callable[[str], bool]) -> dict[str, Tensor]:
 
 
 def _moved(unet: nn.Module, start: dict[str, Tensor]) -> float:
-    """How far the weights went, as a share of their size. Of adapters: what they add to the weights beside them."""
+    """How far the weights went, as a share of their size. Of adapters: what they add to the weights beside them.
+
+    On the processor, for a Mac's card has no float64.
+    """
     adapters = lora.adapters(unet).values()
     if adapters:
         added = sum((a.scale * a.up @ a.down).detach().cpu().double().square().sum() for a in adapters)

@@ -75,8 +75,13 @@ class Device(TorchDispatchMode):
         known = {id(x.here): x for x in there}                       # what works in place gives back what it got
         args, kwargs = tree_map(_here, (args, kwargs))
         out = func(*args, **kwargs)
-        return tree_map(lambda x: known.get(id(x), x), tree_map(
-            lambda x: There(x) if isinstance(x, Tensor) and id(x) not in known else x, out)) if goes else out
+        return tree_map(lambda x: _there(x, known), out) if goes else out
+
+
+def _there(x, known):
+    if not isinstance(x, Tensor):
+        return x
+    return known[id(x)] if id(x) in known else There(x)
 
 
 def _here(x):
