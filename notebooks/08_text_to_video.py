@@ -496,8 +496,9 @@ assert gain[3] > max(gain[0], 0) and asked["wrong caption"][3] > asked["none"][3
 # %% [markdown]
 # ## 7 · At full size
 #
-# The shipped model was made by `minit2v train`. Its four stages are the autoencoder of chapter 02, the text tower of
-# chapter 03, and the two of this chapter:
+# `minit2v train` has four stages: the autoencoder of chapter 02, the text tower of chapter 03, and the two of this
+# chapter. The shipped model was made by them, in pieces, while the recipe was found. These are the plans as they stand
+# now, with more pictures and fewer clips than went into the model:
 
 # %%
 from pathlib import Path
