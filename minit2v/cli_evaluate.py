@@ -20,8 +20,8 @@ def add(verb, positive, seed, add_sampling) -> None:
     one.add_argument("--referee", action="store_true", help="score the referee instead of a model")
     one.add_argument("--published", action="store_true",
                      help="only print what was published of the released model, and why it cannot be compared")
-    one.add_argument("--clips", type=positive, default=512, metavar="N", help="clips in each row (default: 512, for "
-                     "the course Frechet distance)")
+    one.add_argument("--clips", type=positive, default=256, metavar="N", help="clips in each row (default: 256; two "
+                     "rows together are the 512 that the course Frechet distance wants)")
     one.add_argument("--num-inference-steps", "--steps", type=positive, default=15, metavar="N",
                      help="times the network is asked for a clip (default: 15)")
     add_sampling(one, sampler="dpm++")

@@ -24,7 +24,7 @@ ATTRIBUTES = ("colour", "shape", "motion", "all")
 SETS = {  # name: (level, split, language)
     "seen, English": (1, "train", "en"), "unseen, English": (1, "unseen", "en"),
     "seen, Chinese": (1, "train", "zh"), "unseen, Chinese": (1, "unseen", "zh"),
-    "two objects, English": (2, "train", "en"),
+    "two objects, English": (2, "train", "en"), "two objects, Chinese": (2, "train", "zh"),
 }
 
 

@@ -25,9 +25,9 @@ class Oracle:
         self.autoencoder = SimpleNamespace(encode=lambda clips: clips, decode=lambda clips: clips,
                                            parameters=lambda: iter([torch.zeros(1)]))
         self.scenes = {}
-        for name, (level, split, language) in metrics.SETS.items():
+        for name, (_, _, language) in metrics.SETS.items():
             rng = random.Random(f"captions {name} {SEED}")
-            for scene in metrics.judging_scenes(level, split, COUNT, SEED):
+            for scene in evaluate.scenes_of(name, COUNT, SEED):
                 self.scenes[caption(scene, rng, language)] = scene
 
     def __call__(self, prompts, seed, progress):
@@ -61,13 +61,13 @@ def test_each_clip_is_made_once_and_a_perfect_generator_is_as_good_as_real_clips
     pipe, _, rows = perfect
     assert pipe.seeds == len(metrics.SETS) * list(range(SEED, SEED + COUNT))
     for row in rows:
-        assert row["count"] in (COUNT, 2 * COUNT)
+        assert row["count"] == (2 * COUNT if row["clips"] in evaluate.GROUPS else COUNT)
         for kind in ("model", "vae"):
             assert row[kind]["value"] == pytest.approx(row["real"]["value"], abs=1e-6)
         for kind in ("model", "shuffled", "vae", "real", "real shuffled"):
             assert row[kind]["low"] <= row[kind]["value"] <= row[kind]["high"]
     assert all(row["model"]["value"] == 1 for row in rows_of(rows, "caption accuracy"))
-    assert all(row["biased"] for row in rows_of(rows, "course Frechet distance"))             # 8 and 16 clips
+    assert all(row["biased"] for row in rows_of(rows, "course Frechet distance"))                   # 16 clips
 
 
 def test_no_measure_is_flagged_for_a_perfect_generator(perfect):
@@ -153,8 +153,8 @@ def test_the_table_has_a_cell_for_each_figure(perfect):
     assert any(line.startswith(f"| smoothness ↑ | one object, English | {row['model']['value']:.4f} ± {half:.4f} |")
                for line in lines)
     text = "\n".join(evaluate.notes(rows))
-    assert "It is not FVD" in text and "--clips 512" in text
-    assert "(16 of one object, English, 16 of one object, Chinese, 8 of two objects, English)" in text
+    assert "It is not FVD" in text and "--clips 256" in text
+    assert "(16 of one object, English, 16 of one object, Chinese, 16 of two objects)" in text
 
 
 def test_the_course_frechet_distance_says_when_clips_are_too_few():
@@ -174,8 +174,20 @@ def test_real_clips_are_as_many_as_the_models(perfect):
     _, sets, rows = perfect
     for kinds in sets.values():
         assert {len(kinds[kind]["features"]) for kind in ("model", "shuffled", "vae", "real", "other")} == {COUNT}
-    assert cli.build_parser().parse_args(["evaluate"]).clips >= evaluate.ENOUGH
+    assert all(2 * cli.build_parser().parse_args(["evaluate"]).clips >= evaluate.ENOUGH == 512 and len(members) == 2
+               for members in evaluate.GROUPS.values())
     assert all(row["real"]["value"] > 0 for row in rows_of(rows, "course Frechet distance"))      # of other clips
+
+
+@pytest.mark.parametrize("group", evaluate.GROUPS)
+def test_a_group_has_no_real_clip_twice(group, perfect):
+    """Scenes that two languages share would make a distance of 512 clips one of 256."""
+    for kind, seed in (("real", SEED), ("other", SEED + 1_000_003)):
+        scenes = [scene for name in evaluate.GROUPS[group] for scene in evaluate.scenes_of(name, COUNT, seed)]
+        assert len(set(map(repr, scenes))) == 2 * COUNT
+        looked = torch.cat([perfect[1][name][kind]["features"] for name in evaluate.GROUPS[group]])
+        assert len(looked.unique(dim=0)) == 2 * COUNT
+    assert evaluate.scenes_of("seen, English", COUNT, SEED) == evaluate.scenes_of("seen, Chinese", COUNT, SEED)
 
 
 def test_a_picture_is_written_whole(perfect, tmp_path):
@@ -191,11 +203,11 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
     assert cli.main(["evaluate", "--clips", "2", "--steps", "1", "--sampler", "dpm++", "--json", str(out),
                      "--picture", str(tmp_path / "figures.png")]) == 0
     printed, warned = capsys.readouterr()
-    assert "2 clips a row are too few for the course Frechet distance, which needs 512 (one object, English," in warned
+    assert "2 clips a row are too few for the course Frechet distance, which needs 512 of two rows" in warned
     assert printed.startswith("2 clips a row, per cent right; dpm++, 1 steps, guidance 4, seeds from 0\n| clips | ")
-    assert "| two objects, English |" in printed and "| course Frechet distance ↓ (biased) |" in printed
+    assert "| two objects, Chinese |" in printed and "| course Frechet distance ↓ (biased) |" in printed
     found = json.loads(out.read_text(encoding="utf-8"))
-    assert found["clips"] == 2 and len(found["rows"]) == 20 and len(found["figures"]) == 22
+    assert found["clips"] == 2 and len(found["rows"]) == 24 and len(found["figures"]) == 24
     assert all({"model", "shuffled", "real", "vae"} <= set(row) for row in found["figures"])
     assert (tmp_path / "figures.png").is_file()
 
