@@ -11,8 +11,8 @@ def train(args) -> int:
     """Trains a model, stage by stage; the same command goes on where a killed one stopped."""
     from minit2v import distributed, recipe
 
-    with distributed.processes():
-        return recipe.main_train(args)
+    with distributed.processes(args.device or "cpu") as device:
+        return recipe.main_train(args, device)
 
 
 def ablate(args) -> int:
@@ -78,6 +78,7 @@ def add(verb, positive, seed) -> None:
     one.add_argument("--steps", type=positive, metavar="N", help="training steps of a stage (default: the recipe's)")
     one.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
                      help="bfloat16 is faster where the processor knows it (default: float32)")
+    one.add_argument("--device", metavar="D", help="where to compute (default: cpu)")
     one.add_argument("--threads", type=positive, metavar="N", help="processor threads (default: torch's choice)")
     one.add_argument("--accumulate", type=positive, default=1, metavar="N", help="cut batches into N micro-batches, "
                      "which processes share out (default: 1); the text stage, where a batch compares its captions with "

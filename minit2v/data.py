@@ -40,8 +40,10 @@ def scenes_of(level: int, shard: int, count: int = SHARD) -> list[Scene]:
 
 @torch.inference_mode()
 def encode_world(folder: str | Path, autoencoder: Autoencoder, shards: dict[int, int], batch: int = 20,
-                 progress: bool = True) -> None:
+                 progress: bool = True, device: str | torch.device = "cpu") -> None:
     """Writes shards into `folder`: `shards` says how many of each level, {1: 12, 2: 8, 3: 2} for 22,000 clips.
+
+    device: where the autoencoder is.
 
     A shard that is there already is left alone, so an interrupted run goes on where it stopped. But one that was
     made by another encoder, or of another world, is made anew. Several processes (see distributed.py) share them out
@@ -59,7 +61,7 @@ def encode_world(folder: str | Path, autoencoder: Autoencoder, shards: dict[int,
         scenes, latents = scenes_of(level, k, SHARD), []
         for i in range(0, SHARD, batch):
             clips = to_model(render(scenes[i:i + batch]))                               # (batch, 3, F, H, W)
-            latents.append(autoencoder.encode(clips))                                   # (batch, 4, F, h, w)
+            latents.append(autoencoder.encode(clips.to(device)).cpu())                  # (batch, 4, F, h, w)
             bar.update(batch)
         path = _file(folder, level, k)
         with write_whole(path) as part:

@@ -30,12 +30,14 @@ from .data import Clips, encode_world, scenes_of, to_model
 from .diffusion import Process, denoising_loss
 from .files import write_whole
 from .metrics import accuracy
+from .offload import present
 from .pipeline import load
 from .text import ContrastiveText, TextEncoder, Tokenizer, learn_merges, write_merges
 from .training import Plan, fit
 from .unet import UNet
 from .world import Scene, combinations, render, sample_scene, sample_thing
 
+Device = str | torch.device
 STAGES = ("autoencoder", "text", "image", "video")
 UNETS = ("image", "video")               # stages that train the UNet
 PLANS = {
@@ -54,7 +56,7 @@ IMAGE_SHARE = 1 / 8                      # share of image batches in the video s
 HARD = ("spin", "bounce", "orbit")       # motions that are learnt last: the UNet sees them three times as often
 
 
-def train_autoencoder(config: ModelConfig, out: Path, plan: Plan, **options) -> None:
+def train_autoencoder(config: ModelConfig, out: Path, plan: Plan, device: Device = "cpu", **options) -> None:
     """Stage 1: frames of all levels; then the decoder alone, as many steps again, on latents with little noise.
 
     The frames are crowded with up to eight things: where most pixels are ground, as in the clips, the loss hardly
@@ -72,12 +74,13 @@ def train_autoencoder(config: ModelConfig, out: Path, plan: Plan, **options) -> 
     """
     model = Autoencoder(config.autoencoder).to(memory_format=torch.channels_last)
     _initialise(model, seed=1)
+    model.to(device)
 
     def frames(rng, crowds=1.0):
         scenes = [_crowd(rng) if rng.random() < crowds else sample_scene(rng, 2) for _ in range(plan.batch)]
         clips = render(scenes, height=config.height, width=config.width,
                        seconds=torch.tensor([rng.uniform(0, 2)], dtype=torch.float64))
-        return to_model(clips)[:, :, 0]                                                 # (B, 3, H, W)
+        return to_model(clips)[:, :, 0].to(device)                                      # (B, 3, H, W)
 
     def whole(model, generator, rng):
         return model.loss(frames(rng), generator, kl_weight=KL_WEIGHT)
@@ -92,7 +95,7 @@ def train_autoencoder(config: ModelConfig, out: Path, plan: Plan, **options) -> 
     model.load_state_dict(learnt, strict=False)
     with torch.inference_mode():
         clips = to_model(render(scenes_of(1, 0, 200), num_frames=4, fps=2.0, height=config.height, width=config.width))
-        mean, _ = model.posterior(clips)                                                # (200, 4, 4, h, w)
+        mean, _ = model.posterior(clips.to(device))                                     # (200, 4, 4, h, w)
     sizes = replace(config.autoencoder, scaling_factor=round(1 / mean.std().item(), 4))
     _write(out, replace(config, autoencoder=sizes), autoencoder=model.state_dict())
 
@@ -105,7 +108,7 @@ def _crowd(rng: random.Random) -> Scene:
     return replace(scene, things=(*scene.things, *more))
 
 
-def train_text(config: ModelConfig, out: Path, plan: Plan, **options) -> None:
+def train_text(config: ModelConfig, out: Path, plan: Plan, device: Device = "cpu", **options) -> None:
     """Stage 2: first the vocabulary, by byte-pair encoding, then captions against the latents of clips of all levels.
 
     Half a batch is drawn from one colour or one motion, or from everything. Among clips of all kinds a caption finds
@@ -113,7 +116,7 @@ def train_text(config: ModelConfig, out: Path, plan: Plan, **options) -> None:
     and a UNet cannot draw what its text does not say. Among red things the shape decides.
     """
     learn_vocabulary(config, out / config.text.merges)
-    clips, tokenizer = _clips(config, out, (1, 2, 3), **options), _tokenizer(config, out)
+    clips, tokenizer = _clips(config, out, (1, 2, 3), device, **options), _tokenizer(config, out)
     groups = defaultdict(list)                           # rows by what their first thing is and does
     for row, scene in enumerate(clips.scenes):
         groups["all", ""].append(row)
@@ -121,6 +124,7 @@ def train_text(config: ModelConfig, out: Path, plan: Plan, **options) -> None:
         groups["motion", scene.things[0].motion].append(row)
     model = ContrastiveText(config.text)
     _initialise(model, seed=2)
+    model.to(device)
 
     def objective(model, generator, rng):
         rows = []
@@ -130,7 +134,7 @@ def train_text(config: ModelConfig, out: Path, plan: Plan, **options) -> None:
             rows += [rng.choice(group) for _ in range(plan.batch // 2)]
         rows = list(dict.fromkeys(rows))                 # a clip drawn twice would be its own rival
         texts = [caption(clips.scenes[i], rng, rng.choice(("en", "zh"))) for i in rows]
-        return model.loss(tokenizer(texts), clips.latents[rows].float())
+        return model.loss(tokenizer(texts).to(device), clips.latents[rows].float().to(device))
 
     model.load_state_dict(fit(model, objective, plan, out / "runs" / "text", **{**options, "autocast": None}))
     _write(out, config, text_encoder=model.text_encoder().state_dict())
@@ -167,14 +171,14 @@ def train_video(config: ModelConfig, out: Path, plan: Plan, **options) -> None:
 
 
 def _train_unet(config: ModelConfig, out: Path, plan: Plan, run: str, image_share: float, images: int, every: int = 1,
-                **options) -> None:
+                device: Device = "cpu", **options) -> None:
     """One run of the UNet, into out/runs/`run`: `image_share` of its batches are `images` single frames.
 
     The others are clips of every `every`-th frame. A run of clips goes on from the weights in `out`.
     """
     text_encoder = TextEncoder(config.text).eval().requires_grad_(False)
     text_encoder.load_state_dict(load_file(out / "text_encoder.safetensors"))
-    clips, tokenizer = _clips(config, out, (1, 2), **options), _tokenizer(config, out)
+    clips, tokenizer = _clips(config, out, (1, 2), device, **options), _tokenizer(config, out)
     unet = UNet(config.unet)
     _initialise(unet, seed=3)
     if run != "image":                                   # from where the image model was, however often it is resumed
@@ -184,15 +188,17 @@ def _train_unet(config: ModelConfig, out: Path, plan: Plan, run: str, image_shar
             with write_whole(start) as part:
                 shutil.copyfile(out / "unet.safetensors", part)
         unet.load_state_dict(load_file(start))
+    text_encoder.to(device)
+    unet.to(device)
 
     def encode(texts):
-        return text_encoder(tokenizer(texts)).float()                                   # (B, L, D)
+        return text_encoder(tokenizer(texts).to(device)).float()                        # (B, L, D)
 
     objective = unet_objective(Process(config.diffusion), encode, clips, plan.batch, image_share, images, every)
 
     def on_save(average, step):
         _write(out, config, unet=average)
-        return None if run == "image" else score(out, every=every)
+        return None if run == "image" else score(out, every=every, device=device)
 
     fit(unet, objective, plan, out / "runs" / run, on_save=on_save, **options)
 
@@ -201,8 +207,8 @@ def unet_objective(process: Process, encode: Callable[[list[str]], Tensor], clip
                    image_share: float, images: int, every: int = 1) -> Callable:
     """What a step of the UNet is, for `training.fit`: `image_share` of the batches are `images` single frames.
 
-    The others are `batch` clips of every `every`-th frame. encode(captions) -> context (B, L, D); no gradient goes
-    through it. clips: anything with `batch(rng, size, drop)`, as `data.Clips` has it.
+    The others are `batch` clips of every `every`-th frame. encode(captions) -> context (B, L, D), on the UNet's device;
+    no gradient goes through it. clips: anything with `batch(rng, size, drop)`, as `data.Clips` has it.
     """
     def objective(unet, generator, rng):
         still = rng.random() < image_share
@@ -213,7 +219,8 @@ def unet_objective(process: Process, encode: Callable[[list[str]], Tensor], clip
             latents = latents[:, :, rng.randrange(every)::every]                        # (B, 4, F / every, h, w)
         network = partial(unet, temporal=False) if still else unet
         times = draw_times(process.timesteps, len(latents), generator)
-        return denoising_loss(network, process, latents, encode(texts), generator, t=times)[0], {}
+        context = encode(texts)                                                         # (B, L, D)
+        return denoising_loss(network, process, latents.to(context.device), context, generator, t=times)[0], {}
 
     return objective
 
@@ -226,12 +233,12 @@ def draw_times(timesteps: int, count: int, generator: torch.Generator) -> Tensor
     return 1 + (timesteps * torch.rand(count, generator=generator) ** 0.65).long().clamp(max=timesteps - 1)
 
 
-def score(folder: Path, count: int = 32, every: int = 1) -> dict[str, float]:
+def score(folder: Path, count: int = 32, every: int = 1, device: Device = "cpu") -> dict[str, float]:
     """A quick look at a half-trained model: the share of clips whose colour, shape, motion the referee finds right.
 
     every: the model knows clips of every `every`-th frame, and makes such.
     """
-    pipe, rng = load(folder), random.Random("score")
+    pipe, rng = load(folder, device=device), random.Random("score")
     scenes = [sample_scene(rng, 1) for _ in range(count)]
     prompts = [caption(scene, rng, "en") for scene in scenes]
     clips = pipe(prompts, num_inference_steps=12, sampler="dpm++", seed=list(range(count)), progress=False,
@@ -239,14 +246,14 @@ def score(folder: Path, count: int = 32, every: int = 1) -> dict[str, float]:
     return accuracy(clips, scenes, fps=pipe.config.fps / every)
 
 
-def _clips(config: ModelConfig, out: Path, levels: tuple[int, ...], progress: bool = True,
+def _clips(config: ModelConfig, out: Path, levels: tuple[int, ...], device: Device = "cpu", progress: bool = True,
            autocast: torch.dtype | None = None, **options) -> Clips:
     """The clips of some levels as latents; those that are not on disk yet are drawn and encoded first."""
     autoencoder = Autoencoder(config.autoencoder)
     autoencoder.load_state_dict(load_file(out / "autoencoder.safetensors"))
     shards = {level: SHARDS[level] for level in levels}
-    with torch.autocast("cpu", autocast, enabled=autocast is not None):
-        encode_world(out / "clips", autoencoder, shards, progress=progress)
+    with torch.autocast(torch.device(device).type, autocast, enabled=autocast is not None):
+        encode_world(out / "clips", autoencoder.to(device), shards, progress=progress, device=device)
     distributed.everyones("encoded")                     # each process has encoded some, and reads all
     return Clips(out / "clips", shards, lambda scene: 3 if any(thing.motion in HARD for thing in scene.things) else 1)
 
@@ -290,8 +297,9 @@ def _write(out: Path, config: ModelConfig, **parts: dict[str, Tensor]) -> None:
         part.write_text(config.to_json() + "\n", encoding="utf-8")
 
 
-def main_train(args) -> int:
+def main_train(args, device: Device = "cpu") -> int:
     """`minit2v train`: runs one stage or all four into a folder, each going on where it stopped."""
+    device = present(device)
     if args.threads:
         torch.set_num_threads(args.threads)
     out = Path(args.out)
@@ -314,8 +322,10 @@ def main_train(args) -> int:
         whole = stage == "text"                          # a batch of captions and clips that are each other's rivals
         batch = plan.batch if whole else max(1, plan.batch // args.accumulate)
         plan = replace(plan, accumulate=args.accumulate, batch=batch)
-        options = {"shard": args.shard, "compiled": args.compile} if stage in UNETS else {}
-        runs[stage](config, out, plan, autocast=torch.bfloat16 if args.dtype == "bfloat16" else None, **options)
+        options = {"device": device, "autocast": torch.bfloat16 if args.dtype == "bfloat16" else None}
+        if stage in UNETS:
+            options |= {"shard": args.shard, "compiled": args.compile}
+        runs[stage](config, out, plan, **options)
         distributed.everyones(stage)                     # nobody reads what the first has not written yet
         print(f"{stage}: the weights are in {out}, the log and the checkpoint in {out / 'runs' / stage}")
     return 0

@@ -246,7 +246,7 @@ def check_way(folder: Path, shard: bool) -> None:
 
 
 def _load(path: Path, parameters: dict, ema: Ema, optimizers: list) -> dict:
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, map_location="cpu", weights_only=True)
     if set(state["parameters"]) != set(parameters):
         raise ValueError(f"{path} was written by another model or stage: it holds {len(state['parameters'])} tensors, "
                          f"{len(parameters)} are trained here. Choose another folder, or remove this one.")

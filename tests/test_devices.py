@@ -1,14 +1,18 @@
 """Nothing stays behind when a model is elsewhere than on the processor: see pretend.py."""
 
 import importlib
+from functools import partial
 
 import pytest
 import torch
 from pretend import Device, There
+from safetensors.torch import load_file
 from test_finetune import folder_of_films
+from test_training import TINY
 
 import minit2v
-from minit2v import beforeafter, cli, lora, metrics
+from minit2v import beforeafter, cli, data, lora, metrics, recipe
+from minit2v.training import Plan, read_log
 
 PROMPTS = ["a red circle moves right", "a small blue star spins"]
 FEW = {"num_inference_steps": 2, "progress": False}
@@ -80,6 +84,36 @@ def test_the_commands_work_there(command, tmp_path, monkeypatch, capsys):
     with Device() as device:
         assert cli.main([str(word) for word in (*command, *more, "--device", "meta", "--debug")]) == 0
     assert device.calls > 2000
+
+
+@pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
+def test_training_there_has_the_same_losses(dtype, tmp_path, monkeypatch):
+    """All four stages, and the scores of the last."""
+    small = Plan(steps=2, batch=2, lr=1e-3, warmup=1, save_every=2, log_every=1)
+    monkeypatch.setattr(recipe, "PLANS", dict.fromkeys(recipe.STAGES, small))
+    monkeypatch.setattr(recipe, "SHARDS", {1: 1, 2: 1, 3: 1})
+    monkeypatch.setattr(recipe, "score", partial(recipe.score, count=1))
+    monkeypatch.setattr(recipe, "learn_vocabulary", partial(recipe.learn_vocabulary, captions=60))
+    monkeypatch.setattr(data, "SHARD", 4)
+    optimizer = importlib.import_module("torch.optim.optimizer")
+    monkeypatch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: ["cpu", "meta"], raising=False)
+
+    def train(name, *options):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(TINY.to_json(), encoding="utf-8")
+        assert cli.main(["train", "--out", str(tmp_path / name), "--dtype", dtype, "--debug", *options]) == 0
+
+    train("here")
+    with Device() as device:
+        train("there", "--device", "meta")
+    assert device.calls > 5000
+    for run in ("autoencoder", "autoencoder/decoder", "text", "image", "video/half", "video"):
+        here, there = (read_log(tmp_path / name / "runs" / run) for name in ("here", "there"))
+        losses = [[line["loss"] for line in log if "loss" in line] for log in (here, there)]
+        assert losses[0] and losses[1] == pytest.approx(losses[0], rel=1e-3 if dtype == "float32" else 2e-2), run
+        assert [line.keys() for line in here] == [line.keys() for line in there]               # scores among them
+    unet = load_file(tmp_path / "there" / "unet.safetensors")
+    assert torch.isfinite(unet["conv_out.weight"]).all() and unet["conv_out.weight"].any()
 
 
 def test_a_device_that_is_missing_is_told_before_anything_is_fetched():
