@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from .few import Linear
+
 # Up to this many keys, and this many scores in all, the two plain lines of `attend` are used.
 PLAIN_KEYS = 256
 PLAIN_SCORES = 2**25
@@ -50,10 +52,10 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, context_width: int | None = None):
         super().__init__()
         self.heads = heads
-        self.to_q = nn.Linear(width, width, bias=False)
-        self.to_k = nn.Linear(context_width or width, width, bias=False)
-        self.to_v = nn.Linear(context_width or width, width, bias=False)
-        self.to_out = nn.Linear(width, width)
+        self.to_q = Linear(width, width, bias=False)
+        self.to_k = Linear(context_width or width, width, bias=False)
+        self.to_v = Linear(context_width or width, width, bias=False)
+        self.to_out = Linear(width, width)
 
     def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of a context: (B, L, context_width) -> two of (B, heads, L, d)."""
@@ -83,8 +85,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.proj = nn.Linear(width, 8 * width)
-        self.out = nn.Linear(4 * width, width)
+        self.proj = Linear(width, 8 * width)
+        self.out = Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(0, -2)                                     # (N, C)

@@ -21,6 +21,7 @@ import math
 import unicodedata
 import warnings
 from collections import Counter
+from functools import cached_property
 from pathlib import Path
 
 import regex
@@ -37,6 +38,7 @@ from minit2v.config import TextConfig
 WEIGHTS = Path(__file__).parent / "weights"
 BASE_TOKENS = 512                                         # 256 bytes, and each once more as the end of a word
 SPECIAL_TOKENS = 2                                        # start and end of text: the two highest ids
+CLIP_TOKENS = 49_408                                      # of CLIP's own vocabulary
 
 
 class Tokenizer:
@@ -48,19 +50,23 @@ class Tokenizer:
     """
 
     def __init__(self, config: TextConfig):
-        self.config = config
-        if config.merges is None:
-            self.bpe = SimpleTokenizer(context_length=config.context_length)
-        else:
+        self.config, size = config, CLIP_TOKENS
+        if config.merges is not None:
             path = WEIGHTS / config.merges
             if not path.is_file():
                 raise ValueError(f"the tokenizer's merges are expected in {path}, but there is no such file; "
                                  f"write it with write_merges, or set merges=None for CLIP's own vocabulary")
             self.bpe = SimpleTokenizer(bpe_path=str(path), context_length=config.context_length)
-        if self.bpe.vocab_size != config.vocab_size:
-            raise ValueError(f"vocab_size is {config.vocab_size}, but the merges make {self.bpe.vocab_size} tokens; "
-                             f"set vocab_size={self.bpe.vocab_size} or learn the merges anew")
-        self.sot, self.eot = self.bpe.all_special_ids
+            size = self.bpe.vocab_size
+        if size != config.vocab_size:
+            raise ValueError(f"vocab_size is {config.vocab_size}, but the merges make {size} tokens; set "
+                             f"vocab_size={size} or learn the merges anew")
+        self.sot, self.eot = size - 2, size - 1
+
+    @cached_property
+    def bpe(self) -> SimpleTokenizer:
+        """CLIP's own vocabulary is read when the first text comes, for it takes a tenth of a second."""
+        return SimpleTokenizer(context_length=self.config.context_length)
 
     def encode(self, text: str) -> list[int]:
         """One text -> its tokens, as many as there are, without start and end."""

@@ -28,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention import TransformerBlock
 from .config import UNetConfig
+from .few import Linear, is_few, over_frames
 from .levels import Downsample, Level, Upsample, as_clip, as_images
 from .winograd import Conv3x3
 
@@ -72,6 +73,8 @@ class FrameConv(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, F, H*W) -> (B, C, F, H*W)."""
+        if is_few(x, self, x.numel() // x.shape[1]):
+            return over_frames(x, self.weight, self.bias)
         return F.conv2d(x, self.weight.squeeze(-1), self.bias, padding=(1, 0))
 
 
@@ -92,7 +95,7 @@ class ResBlock(nn.Module):
         super().__init__()
         self.norm1 = GroupNorm(groups, in_channels)
         self.conv1 = Conv3x3(in_channels, out_channels)
-        self.time_proj = nn.Linear(emb_channels, out_channels)
+        self.time_proj = Linear(emb_channels, out_channels)
         self.norm2 = GroupNorm(groups, out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zero_init(Conv3x3(out_channels, out_channels))

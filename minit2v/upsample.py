@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minit2v.winograd import FEW
+from minit2v.few import PIXELS
 
 
 def doubled_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -26,7 +26,7 @@ def doubled_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
     Four convolutions of 2 x 2, for the even and odd rows and columns; each makes every second pixel both ways.
     """
     height, width = x.shape[2:]
-    if 4 * len(x) * height * width <= FEW:
+    if 4 * len(x) * height * width <= PIXELS:
         return conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
     out = x.new_empty(len(x), 2 * height, 2 * width, conv.out_channels).movedim(3, 1)         # channels last in memory
     for row in (0, 1):

@@ -13,16 +13,16 @@ of the 16 is a product of matrices, (places, C) times (C, D), and what is saved 
 It is the same convolution: in float32 its rounding is no worse than the plain sum's. Graphics cards' libraries do this
 by themselves; torch on a processor does not. In half precision the sums would round too coarsely.
 
-With few pixels the multiplications are nothing, and all the work is to look at the weights. torch, whose convolutions
-put these into another order first, looks at them several times; written as a product of matrices, once (`by_windows`).
+With few pixels the multiplications are nothing, and another way is the short one: see few.py.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minit2v.few import by_windows, is_few
+
 CHANNELS, PLACES = 256, 512                              # below, the sums cost more than they save
-FEW = 128                                                # up to so many answers it is the weights that take the time
 CHUNK = 4096                                             # pixels at a time, so that they stay in the processor's cache
 KERNEL = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])                  # g -> its four sums
 
@@ -38,27 +38,16 @@ class Conv3x3(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size=3, padding=1, stride=stride)
 
     def forward(self, x: Tensor) -> Tensor:
+        (n, _, height, width), stride = x.shape, self.stride[0]
+        if is_few(x, self, n * height * width // stride ** 2):
+            return by_windows(x, self.weight, self.bias, stride)
         if torch.is_grad_enabled() or x.device.type != "cpu" or min(self.in_channels, self.out_channels) < CHANNELS:
             return super().forward(x)
-        (n, _, height, width), stride = x.shape, self.stride[0]
-        if n * height * width <= FEW * stride ** 2:
-            return by_windows(x, self.weight, self.bias, stride)
         even, many = height % 2 == width % 2 == 0, n * height * width >= PLACES
         full = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
         if stride == 1 and even and many and full:
             return conv3x3(x, self.weight, self.bias)
         return super().forward(x)
-
-
-def by_windows(x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1) -> Tensor:
-    """F.conv2d(x, weight, bias, stride, padding=1) as a linear layer: each window of 3 x 3 pixels is a row of numbers.
-
-    x (N, C, H, W), weight (D, C, 3, 3), bias (D,) -> (N, D, H, W), or half as high and wide, channels last in memory.
-    """
-    height, width = ((size - 1) // stride + 1 for size in x.shape[2:])
-    windows = F.unfold(x, 3, padding=1, stride=stride).transpose(1, 2)                    # (N, H W, 9 C)
-    out = F.linear(windows.flatten(0, 1).contiguous(), weight.flatten(1), bias)           # (N H W, D)
-    return out.view(len(x), height, width, -1).movedim(3, 1)                              # (N, D, H, W)
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

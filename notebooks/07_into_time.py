@@ -151,7 +151,11 @@ assert torch.allclose(ours, theirs, atol=1e-6)
 # Now look at the kernel once more: it is one pixel high and one wide. So it never asks which pixels are neighbours, and
 # the pixels may just as well stand in one long row. Then a clip is a flat table, frames downwards and pixels to the
 # right, and the 3-D convolution is a **2-D convolution** on this table, with a kernel three high and one wide. That is
-# what the package does. Libraries have polished 2-D convolutions for decades.
+# what the package does. Libraries have polished 2-D convolutions for decades. (Only a wide layer that is asked for a
+# few pixels takes a road of its own, `over_frames`: there, bringing the weights from memory is all the work.)
+
+# %%
+from minit2v.few import is_few, over_frames
 
 # %%
 # from minit2v.unet import FrameConv

@@ -1,11 +1,12 @@
-"""The two short ways of a 3 x 3 convolution against torch's own, and where they are taken."""
+"""The short way of a 3 x 3 convolution against torch's own, and where it and that for few pixels are taken."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from minit2v import winograd
-from minit2v.winograd import Conv3x3, by_windows, conv3x3, kernels
+from minit2v.few import by_windows
+from minit2v.winograd import Conv3x3, conv3x3, kernels
 
 
 def random(*shape, dtype=torch.float64):
@@ -26,17 +27,6 @@ def test_any_layout_in_channels_last_out():
         y = conv3x3(same, weight, bias)
         assert y.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(y, F.conv2d(x, weight, bias, padding=1), rtol=0, atol=1e-13)
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("n, channels, out, height, width", [(1, 3, 5, 1, 1), (2, 4, 4, 6, 8), (3, 2, 1, 5, 4)])
-def test_windows_are_the_convolution(n, channels, out, height, width, stride):
-    x, weight, bias = random(n, channels, height, width), random(out, channels, 3, 3), random(out)
-    expected = F.conv2d(x, weight, bias, stride, padding=1)
-    for same in (x, x.contiguous(memory_format=torch.channels_last)):
-        y = by_windows(same, weight, bias, stride)
-        assert y.is_contiguous(memory_format=torch.channels_last)
-        torch.testing.assert_close(y, expected, rtol=0, atol=1e-13)
 
 
 def test_sixteen_matrices_of_a_kernel_by_its_formula():

@@ -45,7 +45,7 @@ INTRODUCED = {
     "minit2v.config": 2, "minit2v.autoencoder": 2, "minit2v.muon": 2, "minit2v.upsample": 2, "minit2v.winograd": 2,
     "minit2v.text": 3,
     "minit2v.diffusion": 4, "minit2v.diffusion.guided_denoiser": 6, "minit2v.training": 4,
-    "minit2v.attention": 5, "minit2v.levels": 5, "minit2v.unet": 5,
+    "minit2v.attention": 5, "minit2v.few": 5, "minit2v.levels": 5, "minit2v.unet": 5,
     "minit2v.samplers": 6, "minit2v.samplers.posterior": 4,
     "minit2v.unet.FrameConv": 7, "minit2v.unet.TemporalConv": 7, "minit2v.unet.TemporalTransformer": 7,
     "minit2v.data": 8, "minit2v.recipe": 8, "minit2v.pipeline": 8, "minit2v.ablation": 8,
