@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .few import Linear
+from .few import Projection
 
 # Up to this many keys, and this many scores in all, the two plain lines of `attend` are used.
 PLAIN_KEYS = 256
@@ -52,10 +52,10 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, context_width: int | None = None):
         super().__init__()
         self.heads = heads
-        self.to_q = Linear(width, width, bias=False)
-        self.to_k = Linear(context_width or width, width, bias=False)
-        self.to_v = Linear(context_width or width, width, bias=False)
-        self.to_out = Linear(width, width)
+        self.to_q = Projection(width, width, bias=False)
+        self.to_k = Projection(context_width or width, width, bias=False)
+        self.to_v = Projection(context_width or width, width, bias=False)
+        self.to_out = Projection(width, width)
 
     def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of a context: (B, L, context_width) -> two of (B, heads, L, d)."""
@@ -85,8 +85,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.proj = Linear(width, 8 * width)
-        self.out = Linear(4 * width, width)
+        self.proj = Projection(width, 8 * width)
+        self.out = Projection(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(0, -2)                                     # (N, C)

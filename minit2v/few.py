@@ -16,17 +16,17 @@ from torch import Tensor, nn
 
 CHANNELS = 256                                           # narrower layers have no weights to wait for
 PIXELS = 128                                             # up to so many answers it is the weights that take the time
-ROWS, WEIGHTS = 16, 2 ** 20                              # `linear` takes oneDNN for so few rows of so many weights
+ROWS, WEIGHTS = 16, 2 ** 20                              # `product` takes oneDNN for so few rows of so many weights
 
 
-class Linear(nn.Linear):
+class Projection(nn.Linear):
     """nn.Linear, (..., C) -> (..., D), that brings its weights faster for a handful of rows."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+        return product(x, self.weight, self.bias)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """F.linear(x, weight, bias): x (..., C), weight (D, C), bias (D,) -> (..., D)."""
     few = x.numel() <= ROWS * x.shape[-1] and weight.numel() >= WEIGHTS and x.dtype == weight.dtype == torch.float32
     if not few or x.device.type != "cpu" or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or (
@@ -48,7 +48,7 @@ def by_windows(x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1) -> Tens
     """
     height, width = ((size - 1) // stride + 1 for size in x.shape[2:])
     windows = F.unfold(x, 3, padding=1, stride=stride).transpose(1, 2)                    # (N, H W, 9 C)
-    out = linear(windows.flatten(0, 1).contiguous(), weight.flatten(1), bias)             # (N H W, D)
+    out = product(windows.flatten(0, 1).contiguous(), weight.flatten(1), bias)             # (N H W, D)
     return out.view(len(x), height, width, -1).movedim(3, 1)                              # (N, D, H, W)
 
 
@@ -59,4 +59,4 @@ def over_frames(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     windows = F.pad(x, (0, 0, 1, 1)).unfold(2, 3, 1)                                      # (B, C, F, P, 3)
     rows = windows.permute(0, 2, 3, 1, 4).flatten(3)                                      # (B, F, P, 3 C)
-    return linear(rows.contiguous(), weight.flatten(1), bias).movedim(3, 1)               # (B, D, F, P)
+    return product(rows.contiguous(), weight.flatten(1), bias).movedim(3, 1)               # (B, D, F, P)

@@ -23,7 +23,7 @@ from unittest import mock
 import torch
 from torch import nn
 
-from minit2v import attention, autoencoder, levels, samplers, text, unet, winograd
+from minit2v import attention, autoencoder, few, levels, samplers, text, unet, winograd
 from minit2v.diffusion import Process, guided_denoiser
 
 
@@ -33,7 +33,8 @@ def _modules_of(*files) -> dict[str, type]:
 
 
 # For each network: the names of its classes. Where two networks share a name, the first one is meant.
-CLASSES = {"unet": _modules_of(unet, levels, attention, winograd), "autoencoder": _modules_of(autoencoder, winograd),
+CLASSES = {"unet": _modules_of(unet, levels, attention, winograd, few),
+           "autoencoder": _modules_of(autoencoder, winograd),
            "text_encoder": {"TextEncoder": text.TextEncoder}}
 WHOLE = {"unet": unet.UNet, "autoencoder": autoencoder.Autoencoder, "text_encoder": text.TextEncoder}
 FUNCTIONS = {"ddim": samplers.ddim, "ddpm": samplers.ddpm, "dpm_solver_pp": samplers.dpm_solver_pp,

@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention import TransformerBlock
 from .config import UNetConfig
-from .few import Linear, is_few, over_frames
+from .few import Projection, is_few, over_frames
 from .levels import Downsample, Level, Upsample, as_clip, as_images
 from .winograd import Conv3x3
 
@@ -95,7 +95,7 @@ class ResBlock(nn.Module):
         super().__init__()
         self.norm1 = GroupNorm(groups, in_channels)
         self.conv1 = Conv3x3(in_channels, out_channels)
-        self.time_proj = Linear(emb_channels, out_channels)
+        self.time_proj = Projection(emb_channels, out_channels)
         self.norm2 = GroupNorm(groups, out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zero_init(Conv3x3(out_channels, out_channels))

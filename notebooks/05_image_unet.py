@@ -196,11 +196,11 @@ from minit2v.attention import PLAIN_KEYS, PLAIN_SCORES, ROWS, SEQUENCES
 # `Attention` adds the linear maps: into queries, keys and values, and a last one that mixes the heads. It is used in
 # two ways. In **self-attention** the keys and values come from the cells themselves, so each cell looks around in the
 # picture. In **cross-attention** they come from the words. Those do not change while a picture is drawn, so
-# `keys_values` is a method of its own and can be called once. (`Linear` is PyTorch's `nn.Linear`. Of large layers it
-# brings the weights faster from memory when only a handful of rows is asked for.)
+# `keys_values` is a method of its own and can be called once. (`Projection` is PyTorch's `nn.Linear`. Of large
+# layers it brings the weights faster from memory when only a handful of rows is asked for.)
 
 # %%
-from minit2v.few import Linear
+from minit2v.few import Projection
 
 # %%
 # from minit2v.attention import Attention

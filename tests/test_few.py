@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from minit2v import few
-from minit2v.few import Linear, by_windows, linear, over_frames
+from minit2v.few import Projection, by_windows, over_frames, product
 from minit2v.unet import FrameConv
 
 
@@ -42,17 +42,17 @@ def test_the_other_library_multiplies_as_well(rows, bias, monkeypatch):
     with torch.no_grad():
         assert went_round(monkeypatch, x, weight, bias) == torch.backends.mkldnn.is_available()
         for same in (x, x.transpose(0, -1).contiguous().transpose(0, -1)):
-            y = linear(same, weight, bias)
+            y = product(same, weight, bias)
             assert y.shape == (*rows, 1000) and y.is_contiguous() and not y.is_mkldnn
             assert (y - exact).abs().max() < 2e-6 * exact.abs().max()
 
 
 def went_round(monkeypatch, x, weight, bias=None) -> bool:
-    """Whether `linear` goes by way of `to_mkldnn`."""
+    """Whether `product` goes by way of `to_mkldnn`."""
     calls, real = [], torch.Tensor.to_mkldnn
     with monkeypatch.context() as patch:
         patch.setattr(torch.Tensor, "to_mkldnn", lambda x: calls.append(x) or real(x))
-        linear(x, weight, bias)
+        product(x, weight, bias)
     return bool(calls)
 
 
@@ -67,7 +67,7 @@ def test_where_it_is_taken(monkeypatch):
         assert not went_round(monkeypatch, x.double(), weight.double())
         assert not went_round(monkeypatch, x.bfloat16(), weight.bfloat16())
         with torch.autocast("cpu", torch.bfloat16):
-            assert not went_round(monkeypatch, x, weight) and linear(x, weight).dtype == torch.bfloat16
+            assert not went_round(monkeypatch, x, weight) and product(x, weight).dtype == torch.bfloat16
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
         assert not went_round(monkeypatch, x, weight)
 
@@ -90,9 +90,9 @@ def test_a_convolution_over_frames_takes_it_for_few_pixels(monkeypatch):
         assert len(calls) == 1
 
 
-def test_a_linear_layer_is_torchs_own():
+def test_a_projection_is_torchs_own():
     torch.manual_seed(0)
-    ours = Linear(6, 7)
+    ours = Projection(6, 7)
     torch.manual_seed(0)
     theirs = torch.nn.Linear(6, 7)
     assert isinstance(ours, torch.nn.Linear) and torch.equal(ours.weight, theirs.weight)
