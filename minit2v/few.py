@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 CHANNELS = 256                                           # narrower layers have no weights to wait for
 PIXELS = 128                                             # up to so many answers it is the weights that take the time
-ROWS, WEIGHTS = 16, 2 ** 20                              # `product` takes oneDNN for so few rows of so many weights
+ROWS, WEIGHTS = 32, 2 ** 20                              # `product` takes oneDNN for so few rows of so many weights
 
 
 class Projection(nn.Linear):

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from minit2v import checkpoints, configfiles
 from minit2v.autoencoder import Autoencoder
@@ -44,6 +45,15 @@ def networks(config: ModelConfig) -> dict[str, nn.Module]:
     """The three networks of a model, with fresh random weights (of no weight at all on the meta device)."""
     return {"text_encoder": TextEncoder(config.text), "unet": UNet(config.unet),
             "autoencoder": Autoencoder(config.autoencoder)}
+
+
+class Undrawn(TorchFunctionMode):
+    """Inside, nothing of torch.nn.init is computed: of a thousand tensors without numbers that takes its time, too."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 @dataclass
@@ -181,7 +191,7 @@ def open_model(folder: Path, half: bool = False) -> Stored:
     opener = {"minit2v": _open_minit2v, "diffusers": _open_diffusers, "modelscope": _open_modelscope}[layout]
     config, files = opener(folder, half)
     try:
-        with torch.device("meta"):                       # shapes only: no memory, no initialisation
+        with torch.device("meta"), Undrawn():            # shapes only: no memory, no initialisation
             parts = networks(config)
         Process(config.diffusion)
     except Exception as error:                           # whatever numbers that fit no network make it raise

@@ -32,7 +32,7 @@ def test_pixels_in_three_frames_are_the_convolution(n, channels, out, frames, pi
         torch.testing.assert_close(over_frames(same, weight, bias), expected, rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("rows", [(1,), (16,), (2, 8), (2, 3, 2)])
+@pytest.mark.parametrize("rows", [(1,), (32,), (2, 16), (2, 3, 2)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_other_library_multiplies_as_well(rows, bias, monkeypatch):
     """In float32, against float64; that is 17 roundings of the largest answer."""
@@ -57,8 +57,8 @@ def went_round(monkeypatch, x, weight, bias=None) -> bool:
 
 
 def test_where_it_is_taken(monkeypatch):
-    x, weight = random(16, 1024, dtype=torch.float32), random(1024, 1024, dtype=torch.float32)
-    more = random(17, 1024, dtype=torch.float32)
+    x, weight = random(32, 1024, dtype=torch.float32), random(1024, 1024, dtype=torch.float32)
+    more = random(33, 1024, dtype=torch.float32)
     assert not went_round(monkeypatch, x, weight)                     # a gradient may be wanted
     with torch.no_grad():
         assert went_round(monkeypatch, x, weight) == torch.backends.mkldnn.is_available()
