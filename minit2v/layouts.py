@@ -37,7 +37,7 @@ from minit2v.unet import UNet
 
 NETWORKS = ("text_encoder", "unet", "autoencoder")
 INDEX = {"minit2v": "config.json", "diffusers": "model_index.json", "modelscope": "configuration.json"}
-PORTIONS, PORTION = 64, 2 ** 23                          # a conversion opens a file anew so often, or after 8 MB
+PORTIONS, PORTION = 16, 2 ** 23                          # a conversion opens a file anew so often, or after 8 MB
 Shape = tuple[int, ...]
 
 
@@ -69,7 +69,7 @@ class Part:
         """Every tensor under our name and in our shape, of this number type (None: as on disk), on this device.
 
         What needs no change stays mapped from its file. The rest is converted tensor by tensor, in the order of the
-        file. After every 64th of the way (or 8 MB) the file is closed and opened anew: only closing a mapping gives
+        file. After every 16th of the way (or 8 MB) the file is closed and opened anew: only closing a mapping gives
         back the memory of what was looked at.
         """
         kept = [ours for ours, theirs in self.names.items() if len(theirs) == 1 and dtype in (None, self.dtypes[ours])
