@@ -38,7 +38,7 @@ MEASURES = {  # name: (what is better, digits)
     "FVD": (-1, 1), "CLIPSIM": (1, 4)}
 
 
-def scenes_of(name: str, count: int, seed: int = 0) -> list[Scene]:
+def scenes_of_set(name: str, count: int, seed: int = 0) -> list[Scene]:
     """The scenes of a set. Of one object, both languages are asked for the same ones. Of two, each for its own: they
     are a single group, and a Frechet distance of scenes that come twice would be one of half as many clips.
     """
@@ -65,17 +65,17 @@ def collect(pipe: TextToVideo, count: int, seed: int = 0, progress: bool = True,
     """
     sets, rebuilt = {}, {}                                   # both languages share their real clips of one object
     bar = tqdm(total=len(SETS), desc="sets", disable=not progress)
-    for name, (level, split, language) in SETS.items():
-        scenes, key = scenes_of(name, count, seed), (level, split) if level == 1 else name
+    for name, (_, _, language) in SETS.items():
+        scenes = scenes_of_set(name, count, seed)
         rng = random.Random(f"captions {name} {seed}")
         captions = [caption(scene, rng, language) for scene in scenes]
         clips = metrics.generate(pipe, captions, seed=seed, progress=progress, **settings)
         real, texts = metrics.draw(scenes), judge.embed_text(captions)
-        if key not in rebuilt:
-            rebuilt[key] = metrics.through_autoencoder(pipe, real)
-        others = scenes_of(name, count, seed + 1_000_003)
+        if tuple(scenes) not in rebuilt:
+            rebuilt[tuple(scenes)] = metrics.through_autoencoder(pipe, real)
+        others = scenes_of_set(name, count, seed + 1_000_003)
         kinds = {"model": clips, "shuffled": metrics.shuffled(clips, seed), "real": real,
-                 "vae": rebuilt[key], "real shuffled": metrics.shuffled(real, seed)}
+                 "vae": rebuilt[tuple(scenes)], "real shuffled": metrics.shuffled(real, seed)}
         sets[name] = {kind: look(shown, scenes, texts) for kind, shown in kinds.items()}
         sets[name]["other"] = {"features": judge.features(metrics.draw(others))}
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))

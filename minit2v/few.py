@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CHANNELS = 256                                           # narrower layers have no weights to wait for
+CHANNELS = 256                                           # narrower layers gain nothing by the short ways
 PIXELS = 128                                             # up to so many answers it is the weights that take the time
 ROWS, WEIGHTS = 32, 2 ** 20                              # `product` takes oneDNN for so few rows of so many weights
 
@@ -35,10 +35,15 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x.contiguous().to_mkldnn(), weight, bias).to_dense()
 
 
-def is_few(x: Tensor, layer: nn.Conv2d | nn.Conv3d, answers: int) -> bool:
-    """Whether a wide convolution makes so few answers of x (N, C, ...), and without a gradient, on a processor."""
-    return (not torch.is_grad_enabled() and x.device.type == "cpu" and answers <= PIXELS
+def is_wide(x: Tensor, layer: nn.Conv2d | nn.Conv3d) -> bool:
+    """Whether a convolution of x (N, C, ...) may go a short way: wide, on a processor, no gradient wanted."""
+    return (not torch.is_grad_enabled() and x.device.type == "cpu"
             and min(layer.in_channels, layer.out_channels) >= CHANNELS)
+
+
+def is_few(x: Tensor, layer: nn.Conv2d | nn.Conv3d, answers: int) -> bool:
+    """Whether it may, and makes so few answers that bringing its weights is all the work."""
+    return answers <= PIXELS and is_wide(x, layer)
 
 
 def by_windows(x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1) -> Tensor:
@@ -48,7 +53,7 @@ def by_windows(x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1) -> Tens
     """
     height, width = ((size - 1) // stride + 1 for size in x.shape[2:])
     windows = F.unfold(x, 3, padding=1, stride=stride).transpose(1, 2)                    # (N, H W, 9 C)
-    out = product(windows.flatten(0, 1).contiguous(), weight.flatten(1), bias)             # (N H W, D)
+    out = product(windows.flatten(0, 1).contiguous(), weight.flatten(1), bias)            # (N H W, D)
     return out.view(len(x), height, width, -1).movedim(3, 1)                              # (N, D, H, W)
 
 
@@ -59,4 +64,4 @@ def over_frames(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     windows = F.pad(x, (0, 0, 1, 1)).unfold(2, 3, 1)                                      # (B, C, F, P, 3)
     rows = windows.permute(0, 2, 3, 1, 4).flatten(3)                                      # (B, F, P, 3 C)
-    return product(rows.contiguous(), weight.flatten(1), bias).movedim(3, 1)               # (B, D, F, P)
+    return product(rows.contiguous(), weight.flatten(1), bias).movedim(3, 1)              # (B, D, F, P)

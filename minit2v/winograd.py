@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minit2v.few import by_windows, is_few
+from minit2v.few import PIXELS, by_windows, is_wide
 
-CHANNELS, PLACES = 256, 512                              # below, the sums cost more than they save
+PLACES = 512                                             # below, the sums cost more than they save
 CHUNK = 4096                                             # pixels at a time, so that they stay in the processor's cache
 KERNEL = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])                  # g -> its four sums
 
@@ -38,11 +38,11 @@ class Conv3x3(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size=3, padding=1, stride=stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        (n, _, height, width), stride = x.shape, self.stride[0]
-        if is_few(x, self, n * height * width // stride ** 2):
-            return by_windows(x, self.weight, self.bias, stride)
-        if torch.is_grad_enabled() or x.device.type != "cpu" or min(self.in_channels, self.out_channels) < CHANNELS:
+        if not is_wide(x, self):
             return super().forward(x)
+        (n, _, height, width), stride = x.shape, self.stride[0]
+        if n * height * width <= PIXELS * stride ** 2:
+            return by_windows(x, self.weight, self.bias, stride)
         even, many = height % 2 == width % 2 == 0, n * height * width >= PLACES
         full = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
         if stride == 1 and even and many and full:

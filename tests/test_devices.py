@@ -18,6 +18,12 @@ PROMPTS = ["a red circle moves right", "a small blue star spins"]
 FEW = {"num_inference_steps": 2, "progress": False}
 
 
+def allow_fused_optimizers(monkeypatch):
+    """torch's fused optimizers ask for a device by name."""
+    optimizer = importlib.import_module("torch.optim.optimizer")
+    monkeypatch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: ["cpu", "meta"], raising=False)
+
+
 def test_the_device_finds_what_is_left_behind():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 4, generator=generator)
@@ -79,8 +85,7 @@ def test_the_commands_work_there(command, tmp_path, monkeypatch, capsys):
         folder_of_films(tmp_path / "films")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(beforeafter, "KNOWN", 2)                         # clips; each step there takes its time
-    optimizer = importlib.import_module("torch.optim.optimizer")         # which asks for a device by name
-    monkeypatch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: ["meta"], raising=False)
+    allow_fused_optimizers(monkeypatch)
     with Device() as device:
         assert cli.main([str(word) for word in (*command, *more, "--device", "meta", "--debug")]) == 0
     assert device.calls > 2000
@@ -95,8 +100,7 @@ def test_training_there_has_the_same_losses(dtype, tmp_path, monkeypatch):
     monkeypatch.setattr(recipe, "score", partial(recipe.score, count=1))
     monkeypatch.setattr(recipe, "learn_vocabulary", partial(recipe.learn_vocabulary, captions=60))
     monkeypatch.setattr(data, "SHARD", 4)
-    optimizer = importlib.import_module("torch.optim.optimizer")
-    monkeypatch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: ["cpu", "meta"], raising=False)
+    allow_fused_optimizers(monkeypatch)
 
     def train(name, *options):
         (tmp_path / name).mkdir()

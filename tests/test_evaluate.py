@@ -27,7 +27,7 @@ class Oracle:
         self.scenes = {}
         for name, (_, _, language) in metrics.SETS.items():
             rng = random.Random(f"captions {name} {SEED}")
-            for scene in evaluate.scenes_of(name, COUNT, SEED):
+            for scene in evaluate.scenes_of_set(name, COUNT, SEED):
                 self.scenes[caption(scene, rng, language)] = scene
 
     def __call__(self, prompts, seed, progress):
@@ -183,11 +183,11 @@ def test_real_clips_are_as_many_as_the_models(perfect):
 def test_a_group_has_no_real_clip_twice(group, perfect):
     """Scenes that two languages share would make a distance of 512 clips one of 256."""
     for kind, seed in (("real", SEED), ("other", SEED + 1_000_003)):
-        scenes = [scene for name in evaluate.GROUPS[group] for scene in evaluate.scenes_of(name, COUNT, seed)]
+        scenes = [scene for name in evaluate.GROUPS[group] for scene in evaluate.scenes_of_set(name, COUNT, seed)]
         assert len(set(map(repr, scenes))) == 2 * COUNT
         looked = torch.cat([perfect[1][name][kind]["features"] for name in evaluate.GROUPS[group]])
         assert len(looked.unique(dim=0)) == 2 * COUNT
-    assert evaluate.scenes_of("seen, English", COUNT, SEED) == evaluate.scenes_of("seen, Chinese", COUNT, SEED)
+    assert evaluate.scenes_of_set("seen, English", COUNT, SEED) == evaluate.scenes_of_set("seen, Chinese", COUNT, SEED)
 
 
 def test_a_picture_is_written_whole(perfect, tmp_path):

@@ -3,14 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from test_winograd import random
 
 from minit2v import few
 from minit2v.few import Projection, by_windows, over_frames, product
 from minit2v.unet import FrameConv
-
-
-def random(*shape, dtype=torch.float64):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=dtype)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
