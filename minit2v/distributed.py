@@ -23,6 +23,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .offload import present
+
 PATIENCE = timedelta(minutes=30)         # for processes that are alive but busy, as the first one is while it saves
 BUCKET = 2 ** 24                         # numbers that are sent together: 64 MB in float32
 
@@ -33,14 +35,14 @@ def processes(device: str | torch.device = "cpu") -> Iterator[torch.device]:
 
     device: "cpu", or a kind of card of which process r of a machine takes number r. Cards talk by torch's backend
     for them (nccl for those of NVIDIA), processors by gloo. The other processes than the first print nothing.
-    Without torchrun nothing happens, and `device` comes back as it was.
+    Without torchrun nothing happens, and `device` comes back as it was. Raises ValueError for one that is not there.
     """
-    device = torch.device(device)
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        yield device
+        yield present(device)
         return
-    if device.type != "cpu" and device.index is None:
-        device = torch.device(device.type, int(os.environ.get("LOCAL_RANK", 0)))
+    shared = str(device) != "cpu" and ":" not in str(device)             # a kind: each process takes its own
+    device = present(f"{device}:{os.environ.get('LOCAL_RANK', 0)}" if shared else device)
+    if shared:
         torch.get_device_module(device).set_device(device)
     dist.init_process_group(dist.Backend.default_device_backend_map[device.type], timeout=PATIENCE)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(sys.stdout if first() else nowhere):

@@ -30,7 +30,6 @@ from .data import Clips, encode_world, scenes_of, to_model
 from .diffusion import Process, denoising_loss
 from .files import write_whole
 from .metrics import accuracy
-from .offload import present
 from .pipeline import load
 from .text import ContrastiveText, TextEncoder, Tokenizer, learn_merges, write_merges
 from .training import Plan, fit
@@ -299,7 +298,6 @@ def _write(out: Path, config: ModelConfig, **parts: dict[str, Tensor]) -> None:
 
 def main_train(args, device: Device = "cpu") -> int:
     """`minit2v train`: runs one stage or all four into a folder, each going on where it stopped."""
-    device = present(device)
     if args.threads:
         torch.set_num_threads(args.threads)
     out = Path(args.out)

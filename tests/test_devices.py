@@ -124,3 +124,14 @@ def test_a_device_that_is_missing_is_told_before_anything_is_fetched():
     for name in ("mtia", "abacus"):
         with pytest.raises(ValueError, match=f"no device '{name}' for this torch.*minit2v doctor"):
             minit2v.load("nobody/nothing", device=name)
+
+
+@pytest.mark.parametrize("command", ("train", "finetune --data films", "evaluate"))
+@pytest.mark.parametrize("name", ("mtia", "abacus"))
+def test_commands_tell_it_in_one_line(command, name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    out = [] if command == "evaluate" else ["--out", "out"]
+    assert cli.main([*command.split(), *out, "--device", name]) == 1
+    told = capsys.readouterr().err
+    assert f"there is no device '{name}' for this torch" in told and told.count("\n") == 1
+    assert not any(tmp_path.iterdir())
