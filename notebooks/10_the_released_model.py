@@ -636,7 +636,8 @@ original = minit2v.TextToVideo(small, **at_random(small))
 # %% tags=["nbval-check-output"]
 from minit2v.convert import convert
 
-folder = Path(tempfile.mkdtemp())
+scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)                   # goes when the kernel ends
+folder = Path(scratch.name)
 original.save(folder / "ours")
 for layout in ("diffusers", "modelscope"):
     convert(folder / "ours", folder / layout, layout)

@@ -34,6 +34,7 @@ from minit2v.layouts import networks
 
 torch.set_grad_enabled(False)                                # nothing is trained in this chapter
 config = modelscope_1_7b()
+scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)   # for files; it goes when the kernel ends
 
 # %%
 def stand_in(seed=0):
@@ -42,7 +43,7 @@ def stand_in(seed=0):
                     autoencoder=replace(config.autoencoder, channels=32), text=replace(config.text, width=64, heads=1))
     with torch.device("meta"):
         parts = networks(small)
-    generator, folder = Generator().manual_seed(seed), Path(tempfile.mkdtemp())
+    generator, folder = Generator().manual_seed(seed), Path(scratch.name)
     for network in parts.values():
         for name, p in network.to_empty(device="cpu").named_parameters():
             drawn = torch.randn(p.shape, generator=generator)
@@ -180,7 +181,7 @@ figures.play(first, scale=SCALE, alt="The first clip: a panda with the released 
 # %% tags=["nbval-check-output"]
 from minit2v.video import read_settings
 
-file = Path(tempfile.mkdtemp()) / "panda.mp4"
+file = Path(scratch.name) / "panda.mp4"
 minit2v.save(first, file, fps=8, settings={"prompt": PANDA, "seed": 0, "guidance_scale": 9.0})
 print({name: value for name, value in read_settings(file).items() if name != "num_frames"})
 

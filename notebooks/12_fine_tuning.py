@@ -35,7 +35,8 @@ from minit2v.unet import UNet
 from minit2v.world import COLOURS, GROUNDS, SHAPES, Scene, Thing, render
 
 pipe = minit2v.load()
-work = Path(tempfile.mkdtemp())                              # the runs of this chapter go here
+scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)   # it goes when the kernel ends
+work = Path(scratch.name)                                    # the runs of this chapter go here
 
 # %%
 def film(pipe, prompts):

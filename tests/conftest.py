@@ -1,6 +1,15 @@
-"""For all tests, the notebooks' kernels included: what was solved here is not noted in the home of whoever tests."""
+"""For all tests, the notebooks' kernels included: nothing stays on the machine of whoever tests, no note of what was
+solved in their home and no file in the folder for temporary ones (pytest keeps the folders of tests that failed)."""
 
 import os
+import shutil
 import tempfile
 
-os.environ["MINIT2V_HOME"] = tempfile.mkdtemp(prefix="minit2v-home-")
+os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+SCRATCH = tempfile.mkdtemp(prefix="minit2v-tests-")
+os.environ["TMPDIR"] = tempfile.tempdir = SCRATCH
+os.environ["MINIT2V_HOME"] = os.path.join(SCRATCH, "home")
+
+
+def pytest_unconfigure():
+    shutil.rmtree(SCRATCH, ignore_errors=True)
