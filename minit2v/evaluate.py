@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from . import frechet, fvd, judge, metrics, published
 from .captions import caption
-from .files import write_whole
+from .files import check_file, write_whole
 from .metrics import ATTRIBUTES, SETS
 from .pipeline import TextToVideo, load
 from .referee import agrees, read
@@ -277,12 +277,16 @@ def picture(rows: list[dict], path: str | Path, title: str) -> None:
 
 def main_evaluate(args) -> int:
     """`minit2v evaluate`: measures a model, or with --referee the referee, prints tables, and writes files if asked."""
+    if args.published and (args.json or args.picture):
+        raise ValueError("--published only prints; leave out --json and --picture")
     if args.published:
         print(published.table())
         return 0
+    if args.referee and args.picture:
+        raise ValueError("the referee's table has no picture; leave out --picture")
     for path in (args.json, args.picture):                                    # before the work, not after it
-        if path is not None and not Path(path).parent.is_dir():
-            raise FileNotFoundError(f"cannot write {str(path)!r}: there is no folder {str(Path(path).parent)!r}")
+        if path is not None:
+            check_file(path)
     pipe = load(args.weights, dtype=args.dtype, device=args.device)
     scale = pipe.config.guidance_scale if args.guidance_scale is None else args.guidance_scale
     settings = {"num_inference_steps": args.num_inference_steps, "guidance_scale": scale, "sampler": args.sampler}
@@ -290,12 +294,11 @@ def main_evaluate(args) -> int:
     how = f"{args.sampler}, {args.num_inference_steps} steps, guidance {scale:g}, seeds from {args.seed}"
     if args.referee:
         found["rows"] = metrics.referee_rows(pipe, args.clips, args.seed)
-        print(f"The referee on {args.clips} clips a row, per cent right")
-        print(metrics.table(found["rows"], args.clips))
+        said = [f"The referee on {args.clips} clips a row, per cent right", metrics.table(found["rows"], args.clips)]
     elif args.real is not None:
         found["figures"] = against_footage(pipe, args.real, args.clips, args.i3d, args.clip, args.i3d_sha256,
                                            args.clip_model, args.device, args.seed, **settings)
-        print(f"Against the films of {args.real}; {how}")
+        said = [f"Against the films of {args.real}; {how}"]
     elif args.i3d is not None or args.clip is not None:
         raise ValueError("--i3d and --clip compare with real films; say in which folder they are: --real FOLDER")
     elif pipe.config.name != "mini":
@@ -307,16 +310,16 @@ def main_evaluate(args) -> int:
                           "of two rows together; it will be marked as biased", stacklevel=2)
         sets = collect(pipe, args.clips, args.seed, **settings)
         found["rows"], found["figures"] = accuracy_rows(sets), figures(sets)
-        print(f"{args.clips} clips a row, per cent right; {how}")
-        print(metrics.table(found["rows"], args.clips))
+        said = [f"{args.clips} clips a row, per cent right; {how}", metrics.table(found["rows"], args.clips)]
     if "figures" in found:
         found["flags"] = flags(found["figures"])
-        print("\n" + "\n".join([table(found["figures"]), "", *notes(found["figures"])]))
+        said += ["", table(found["figures"]), "", *notes(found["figures"])]
+    try:                                                                      # files first: a terminal may not know ↑
+        if args.json:
+            with write_whole(Path(args.json)) as part:
+                part.write_text(json.dumps(found, indent=2, allow_nan=False), encoding="utf-8")
         if args.picture:
             picture(found["figures"], args.picture, f"{pipe.config.name}: {args.clips} clips a set; {how}")
-    elif args.picture:
-        raise ValueError("the referee's table has no picture; leave out --picture")
-    if args.json:
-        with write_whole(Path(args.json)) as part:
-            part.write_text(json.dumps(found, indent=2, allow_nan=False), encoding="utf-8")
+    finally:
+        print("\n".join(said))
     return 0

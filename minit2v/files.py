@@ -1,4 +1,4 @@
-"""Files are written whole or not at all."""
+"""Files are written whole or not at all; and where none can be written is told before the work, not after it."""
 
 import os
 from contextlib import contextmanager
@@ -8,9 +8,51 @@ from pathlib import Path
 @contextmanager
 def write_whole(path: Path):
     """Gives a temporary name beside `path`; renames it to `path` when all went well, removes it otherwise."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = _beside(path)
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_file(path: str | os.PathLike) -> Path:
+    """Raises OSError, with what to do, unless `write_whole` can write here: it makes the temporary file and removes it.
+
+    Returns the path. Nothing but a trial is sure: where the rights allow it, a file system can still refuse.
+    """
+    path = Path(path)
+    if not os.path.isdir(path.parent):
+        raise FileNotFoundError(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}; make it first")
+    if os.path.exists(path) and not os.path.isfile(path):
+        kind = "a folder" if os.path.isdir(path) else "no plain file"
+        raise IsADirectoryError(f"cannot write {str(path)!r}: it is {kind}; give the name of a file")
+    _try(path, path)
+    return path
+
+
+def check_folder(path: str | os.PathLike) -> Path:
+    """Raises OSError, with what to do, unless files can be written in this folder, or it can be made. Returns the path.
+
+    Nothing of it is made yet.
+    """
+    path = Path(path)
+    here = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+    if not os.path.isdir(here):
+        raise NotADirectoryError(f"cannot write into {str(path)!r}: {str(here)!r} is no folder; choose another one")
+    _try(here / "trial", path)
+    return path
+
+
+def _try(path: Path, asked: Path) -> None:
+    temporary = _beside(path)
+    try:
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        raise PermissionError(f"cannot write {str(asked)!r}: the folder {str(path.parent)!r} takes no file of this "
+                              f"name (the system says: {error.strerror}); choose another one") from error
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
