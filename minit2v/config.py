@@ -8,6 +8,12 @@ and 1.7 billion parameters stands in this file and nowhere else.
 
 import json
 from dataclasses import asdict, dataclass, field, fields
+from typing import get_args
+
+LEVELS, LAYERS, WIDTH = 8, 256, 2 ** 20                  # no network is larger; a damaged number may be
+RANGES = {"res_blocks": (1, LAYERS), "layers": (1, LAYERS), "scaling_factor": (1e-6, 1e6), "dropout": (0, 1),
+          "beta_start": (1e-9, 1), "beta_end": (1e-9, 1), "guidance_scale": (0, 1e6)}  # other numbers: 1 to WIDTH
+CHOICES = {"prediction": ("noise", "velocity"), "spacing": (None, "modelscope", "leading", "linspace")}
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,9 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, text: str) -> "ModelConfig":
-        """Reads what `to_json` wrote. Raises ValueError for text that is no JSON object, or a name no field has."""
+        """Reads what `to_json` wrote. Raises ValueError for text that is no JSON object, a name that no field has, or
+        a value that no model has.
+        """
         return _build(cls, json.loads(text))
 
 
@@ -100,7 +108,28 @@ def _build(cls, values: dict):
         raise ValueError(f"{cls.__name__} has no field {', '.join(unknown)}; its fields are {', '.join(known)}")
     parts = {"autoencoder": AutoencoderConfig, "text": TextConfig, "unet": UNetConfig, "diffusion": DiffusionConfig}
     return cls(**{name: _build(parts[name], v) if name in parts and cls is ModelConfig
-                  else tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+                  else _checked(name, known[name].type, v) for name, v in values.items()})
+
+
+def _checked(name: str, kind: type, value):
+    """The value of a field, a list as a tuple. Raises ValueError for one of another type, or out of all bounds."""
+    low, high = RANGES.get(name, (1, WIDTH))
+    if name in CHOICES:
+        fits, rule = value in CHOICES[name], f"one of {', '.join(map(repr, CHOICES[name]))}"
+    elif kind in (int, float):
+        fits = type(value) in (int, kind) and low <= value <= high
+        rule = f"a {'whole ' if kind is int else ''}number from {low:g} to {high:g}"
+    elif kind in (tuple[int, ...], tuple[bool, ...]):
+        value, item = tuple(value) if isinstance(value, list) else value, get_args(kind)[0]
+        fits = isinstance(value, tuple) and len(value) <= LEVELS and all(
+            type(v) is item and 1 - (item is bool) <= v <= high for v in value)
+        rule = f"a list of at most {LEVELS} " + ("of true and false" if item is bool else "whole numbers above 0")
+    else:
+        fits = isinstance(value, str) or (value is None and kind is not str)
+        rule = "a text"
+    if not fits:
+        raise ValueError(f"{name} is {value!r}; it must be {rule}")
+    return value
 
 
 def modelscope_1_7b() -> ModelConfig:

@@ -10,9 +10,17 @@ import re
 import warnings
 from pathlib import Path
 
-from minit2v.config import AutoencoderConfig, DiffusionConfig, ModelConfig, TextConfig, UNetConfig
+from minit2v.config import (
+    LAYERS,
+    LEVELS,
+    WIDTH,
+    AutoencoderConfig,
+    DiffusionConfig,
+    ModelConfig,
+    TextConfig,
+    UNetConfig,
+)
 
-LEVELS, LAYERS, WIDTH = 8, 256, 2 ** 20                  # no network is larger; a damaged number may be
 PREDICTIONS = {"epsilon": "noise", "v_prediction": "velocity"}
 SPACINGS = ("leading", "linspace")                       # of diffusers' timestep spacings, those that we know
 TEXT_HEAD = 64                                           # width of a head in CLIP's text towers
@@ -46,7 +54,7 @@ def parse(path: Path, reader, values: dict):
     except KeyError as error:
         raise ValueError(f"{path} has no {error.args[0]}, which a model of this kind needs; "
                          "it is damaged, or belongs to another model") from error
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"{path} is not of a model that is known here: {error}") from error
 
 
@@ -209,14 +217,19 @@ def modelscope_autoencoder(shapes: Shapes) -> AutoencoderConfig:
 def modelscope_text(shapes: Shapes) -> TextConfig:
     """The tensors' shapes of open_clip_pytorch_model.bin, by name.
 
-    All of CLIP has `text_projection`, and a last block that we do not use. A file without it, such as
-    `minit2v convert` writes, was cut before that block.
+    The released tower is known by its width, and whatever of its blocks is missing is missed later. Of another one,
+    the file has to tell: all of CLIP has `text_projection`, and a last block that we do not use; a file without it,
+    such as `minit2v convert` writes, was cut before that block. Raises ValueError if a block in the middle is missing.
     """
     vocab_size, width = shapes["token_embedding.weight"]
-    layers = len({name.split(".")[2] for name in shapes if name.startswith("transformer.resblocks.")})
+    blocks = {int(name.split(".")[2]) for name in shapes if name.startswith("transformer.resblocks.")}
     if width % TEXT_HEAD:
         raise ValueError(f"its text is {width} wide, which must be a multiple of {TEXT_HEAD}, the width of a head")
-    return TextConfig(width=width, heads=width // TEXT_HEAD, layers=layers + ("text_projection" not in shapes),
+    if missing := sorted({*range(max(blocks, default=0) + 1)} - blocks):
+        raise ValueError(f"transformer.resblocks.{missing[0]} is missing, of {max(blocks, default=0) + 1} blocks")
+    released = width == TextConfig.width
+    layers = TextConfig.layers if released else len(blocks) + ("text_projection" not in shapes)
+    return TextConfig(width=width, heads=width // TEXT_HEAD, layers=layers,
                       context_length=shapes["positional_embedding"][0], vocab_size=vocab_size)
 
 

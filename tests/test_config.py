@@ -25,6 +25,20 @@ def test_the_two_models_differ_where_they_should():
     ('{"colour": "red"}', "no field colour.*name"),
     ('{"unet": {"chanels": 3}}', "UNetConfig has no field chanels.*channels"),
     ("{", "Expecting"),
+    ('{"unet": {"res_blocks": 10000000}}', "res_blocks is 10000000; it must be a whole number from 1 to 256"),
+    ('{"text": {"layers": 0}}', "layers is 0"),
+    ('{"height": "x"}', "height is 'x'; it must be a whole number"),
+    ('{"num_frames": -1}', "num_frames is -1"),
+    ('{"fps": true}', "fps is True"),
+    ('{"guidance_scale": "9"}', "guidance_scale is '9'; it must be a number from 0"),
+    ('{"autoencoder": {"scaling_factor": 0}}', "scaling_factor is 0"),
+    ('{"autoencoder": {"multipliers": [1, "2"]}}', r"multipliers is \(1, '2'\); it must be a list of at most 8 whole"),
+    ('{"unet": {"attention": [1, 0]}}', r"attention is \(1, 0\); .*true and false"),
+    ('{"unet": {"multipliers": 4}}', "multipliers is 4; it must be a list"),
+    ('{"diffusion": {"beta_end": NaN}}', "beta_end is nan"),
+    ('{"diffusion": {"spacing": "bogus"}}', "spacing is 'bogus'; it must be one of None, 'modelscope'"),
+    ('{"text": {"merges": 3}}', "merges is 3; it must be a text"),
+    ('{"name": null}', "name is None"),
 ])
 def test_what_is_no_configuration_is_told(text, message):
     with pytest.raises(ValueError, match=message):

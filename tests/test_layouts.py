@@ -600,7 +600,25 @@ MODELSCOPE_DAMAGE = [
      "unexpected: input_blocks.7.1"),
     (lambda f: write_json(f / "configuration.json", changed(mean_type="x0")), ValueError, "mean_type is 'x0'"),
     (lambda f: write_json(f / "configuration.json", changed(temporal_attention="False")), ValueError, "temporal"),
+    (lambda f: pickled(f, "text_encoder", lambda t: without(t, ".resblocks.1.")), ValueError,
+     r"open_clip_pytorch_model.bin is not.*transformer.resblocks.1 is missing, of 3 blocks"),
+    (lambda f: pickled(f, "text_encoder", lambda t: t.update(positional_embedding=torch.ones(()))), ValueError,
+     "open_clip_pytorch_model.bin is not of a model that is known"),
+    (lambda f: pickled(f, "text_encoder", lambda t: t.update(positional_embedding=torch.ones(9))), ValueError,
+     r"wrong shape: positional_embedding is \(9,\)"),
 ]
+
+
+def pickled(folder, part, change):
+    tensors = torch.load(folder / NAMES[part], weights_only=True)
+    change(tensors)
+    (folder / NAMES[part]).unlink()
+    torch.save(tensors, folder / NAMES[part])
+
+
+def without(tensors, what):
+    for name in [name for name in tensors if what in name]:
+        del tensors[name]
 
 
 def changed(**values):
@@ -618,6 +636,15 @@ def test_what_is_wrong_in_modelscopes_layout_is_named(modelscope, tmp_path, dama
     assert caught.type is kind and re.search(message, str(caught.value), re.DOTALL), str(caught.value)
 
 
+@pytest.mark.parametrize("kept, projection, layers", [(24, True, 24), (23, True, 24), (24, False, 24), (23, False, 24)])
+def test_the_released_text_tower_is_known_by_its_width(kept, projection, layers):
+    """Whatever a repack leaves out of what is not used: 23 blocks are read, not 22 and not 24."""
+    shapes = {"token_embedding.weight": (49408, 1024), "positional_embedding": (77, 1024)}
+    shapes |= {f"transformer.resblocks.{i}.ln_1.weight": (1024,) for i in range(kept)}
+    shapes |= {"text_projection": (1024, 1024)} if projection else {}
+    assert layouts.configfiles.modelscope_text(shapes) == modelscope_1_7b().text
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """Our own layout, and the autoencoder once more as a pickle: small enough to be damaged a hundred times."""
@@ -628,12 +655,17 @@ def tiny(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["autoencoder.safetensors", "autoencoder.bin", "config.json", "merges.gz"])
 def test_damage_at_any_byte_ends_in_one_kind_of_error(tiny, tmp_path, name):
-    """Cut off, or one byte changed, anywhere: it loads (a number is another number), or it is a ValueError."""
     folder = shutil.copytree(tiny, tmp_path / "model")
-    whole, draw, refused = (folder / name).read_bytes(), random.Random(0), 0
     stored = layouts.open_model(folder) if name.startswith("autoencoder") else None
-    if stored is not None:
-        stored.files["autoencoder"] = [folder / name]
+    if stored is None:
+        return damage(folder, name, lambda: layouts.open_model(folder))
+    stored.files["autoencoder"] = [folder / name]
+    damage(folder, name, lambda: stored.part("autoencoder").tensors(torch.float16))
+
+
+def damage(folder, name, read):
+    """Cut off, or one byte changed, anywhere: it loads (a number is another number), or it is a ValueError."""
+    whole, draw, refused = (folder / name).read_bytes(), random.Random(0), 0
     tail = max(0, len(whole) - 400)                       # where a zip archive has its list of contents
     places = [*range(0, 16, 5), *(draw.randrange(min(3000, len(whole))) for _ in range(8)),
               *(draw.randrange(tail, len(whole)) for _ in range(8)), *(draw.randrange(len(whole)) for _ in range(4))]
@@ -642,14 +674,61 @@ def test_damage_at_any_byte_ends_in_one_kind_of_error(tiny, tmp_path, name):
         for data in (whole[:place], whole[:place] + flipped + whole[place + 1:]):
             (folder / name).write_bytes(data)
             try:
-                if stored is None:
-                    layouts.open_model(folder)
-                else:
-                    stored.part("autoencoder").tensors(torch.float16)
+                read()
             except (ValueError, FileNotFoundError) as error:
                 assert type(error) in (ValueError, FileNotFoundError) and folder.name in str(error)
                 refused += 1
     assert refused >= len(places)                         # every truncation at the least
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """A tiny model in both layouts of the released one, in which every kind of file comes: {layout: folder}."""
+    from minit2v import convert
+    like = modelscope_1_7b()
+    config = replace(like, unet=replace(like.unet, channels=32, multipliers=(1,), attention=(True,), res_blocks=1,
+                                        head_dim=4, context_dim=64),
+                     autoencoder=replace(like.autoencoder, channels=32, multipliers=(1, 1), res_blocks=1),
+                     text=replace(like.text, width=64, heads=1, layers=2, context_length=8, vocab_size=20))
+    home, networks = tmp_path_factory.mktemp("released"), layouts.networks(config)
+    states = {layout: {name: convert.released(network.state_dict(), name, layout, config)
+                       for name, network in networks.items()} for layout in ("diffusers", "modelscope")}
+    for place, values in convert.configfiles.diffusers_files(config).items():
+        write_json(home / "diffusers" / place, values)
+    for name, state in states["diffusers"].items():
+        folder = home / "diffusers" / {"autoencoder": "vae"}.get(name, name)
+        if name == "unet":                                # shards
+            halves = [dict(list(state.items())[i::2]) for i in range(2)]
+            index = {key: f"{i}.safetensors" for i, half in enumerate(halves) for key in half}
+            write_json(folder / f"{STEM}.safetensors.index.json", {"weight_map": index})
+            for i, half in enumerate(halves):
+                save_file({key: t.contiguous() for key, t in half.items()}, folder / f"{i}.safetensors")
+        else:
+            torch.save(state, folder / {"autoencoder": f"{STEM}.bin", "text_encoder": "pytorch_model.bin"}[name])
+    write_json(home / "modelscope" / "configuration.json", convert.configfiles.modelscope_configuration(config))
+    for name, state in states["modelscope"].items():
+        path = home / "modelscope" / MODELSCOPE_NAMES[name]
+        if name == "autoencoder":
+            write_lightning({"state_dict": state}, path)
+        else:                                             # the UNet as torch wrote before 1.6
+            torch.save(state, path, _use_new_zipfile_serialization=name != "unet")
+    return home
+
+
+@pytest.mark.parametrize("layout, name", [
+    ("diffusers", "unet/config.json"), ("diffusers", "vae/config.json"), ("diffusers", "text_encoder/config.json"),
+    ("diffusers", "scheduler/scheduler_config.json"), ("diffusers", f"unet/{STEM}.safetensors.index.json"),
+    ("diffusers", "unet/1.safetensors"), ("diffusers", f"vae/{STEM}.bin"), ("modelscope", "configuration.json"),
+    *(("modelscope", name) for name in MODELSCOPE_NAMES.values())])
+def test_damage_at_any_byte_of_the_released_layouts(released, tmp_path, layout, name):
+    folder = shutil.copytree(released / layout, tmp_path / "model")
+
+    def read():
+        stored = layouts.open_model(folder)
+        return [stored.part(part).tensors(torch.float16) for part in layouts.NETWORKS]
+
+    read()
+    damage(folder, name, read)
 
 
 # --- load, and the command ---
