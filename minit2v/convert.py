@@ -50,6 +50,8 @@ def convert(source: str | os.PathLike, destination: str | os.PathLike, layout: s
     if destination.exists() and not (destination.is_dir() and not any(destination.iterdir())):
         raise FileExistsError(f"{str(destination)!r} is there already; nothing is overwritten: give a new name, or "
                               "remove it first")
+    if destination.resolve() == Path.cwd():              # it would be replaced under the feet of who stands in it
+        raise ValueError(f"{str(destination)!r} is the folder that you are in; give the name of a new one")
     stored = open_model(Path(source), half=dtype is not None and dtype.itemsize == 2)
     check_expressible(stored, layout)
     parts = {name: stored.part(name) for name in NETWORKS}               # all is accounted for before any is written

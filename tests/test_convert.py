@@ -43,19 +43,27 @@ def as_diffusers(modelscope, tmp_path_factory):  # noqa: F811
     return convert.convert(modelscope, tmp_path_factory.mktemp("converted") / "diffusers", "diffusers")
 
 
-def test_diffusers_own_pipeline_loads_it_and_makes_the_same_clip(as_diffusers):
-    """From ModelScope's files to diffusers' TextToVideoSDPipeline, end to end, with one start noise."""
-    theirs = diffusers.TextToVideoSDPipeline.from_pretrained(as_diffusers)
+@pytest.mark.parametrize("source, size, steps", [("modelscope", (2, 64, 64), 2), ("small", (5, 16, 24), 4)])
+def test_diffusers_own_pipeline_loads_it_and_makes_the_same_clip(request, tmp_path, source, size, steps):
+    """From ModelScope's files, or ours, to diffusers' TextToVideoSDPipeline, end to end, with one start noise."""
+    folder = convert.convert(request.getfixturevalue(source), tmp_path / "diffusers", "diffusers")
+    theirs = diffusers.TextToVideoSDPipeline.from_pretrained(folder)
     theirs.set_progress_bar_config(disable=True)
-    ours = minit2v.load(as_diffusers)
+    ours, seen = minit2v.load(folder), []
+    decode = ours.autoencoder.decode
+    ours.autoencoder.decode = lambda latents, *args: seen.extend([latents, decode(latents, *args)]) or seen[1]
     assert type(theirs.scheduler).__name__ == "DDIMScheduler" and theirs.scheduler.config.steps_offset == 1
-    noise = torch.randn(1, 4, 2, 8, 8, generator=torch.Generator().manual_seed(0))
-    options = {"num_inference_steps": 2, "guidance_scale": 5.0, "negative_prompt": "blue", "latents": noise}
-    clip = ours("a red circle", progress=False, **options)                        # (2, 64, 64, 3)
-    frames = theirs("a red circle", num_frames=2, height=64, width=64, output_type="pt", **options).frames[0]
-    expected = (frames.permute(0, 2, 3, 1) * 255).round()                         # (2, 64, 64, 3)
-    assert clip.float().std() > 20
-    assert (clip.float() - expected).abs().max() <= 1                             # one step of rounding
+    cell, (frames, height, width) = ours.config.autoencoder.downscale, size
+    noise = torch.randn(1, 4, frames, height // cell, width // cell, generator=torch.Generator().manual_seed(0))
+    options = {"num_inference_steps": steps, "guidance_scale": 5.0, "negative_prompt": "blue", "latents": noise}
+    clip = ours("a red circle", progress=False, **options)                        # (F, H, W, 3)
+    options |= {"num_frames": frames, "height": height, "width": width}
+    latents = theirs("a red circle", output_type="latent", **options).frames      # (1, 4, F, h, w)
+    assert (seen[0] - latents).abs().max() <= 1e-4 * latents.abs().max()
+    expected = theirs("a red circle", output_type="pt", **options).frames[0]      # (F, 3, H, W), 0 to 1
+    found = (seen[1][0].movedim(0, 1) / 2 + 0.5).clamp(0, 1)                      # (3, F, H, W), -1 to 1
+    assert expected.std() > 0.08 and (found - expected).abs().max() <= 1e-4
+    assert (clip.float() - (expected.permute(0, 2, 3, 1) * 255).round()).abs().max() <= 1        # a step of rounding
 
 
 def test_their_tokenizer_is_ours(as_diffusers):
@@ -195,7 +203,7 @@ def test_a_tokenizer_of_ones_own_goes_along(tmp_path):
     assert torch.equal(minit2v.load(back)("red", **options), minit2v.load(folder)("red", **options))
 
 
-def test_nothing_is_overwritten(small, tmp_path, capsys):
+def test_nothing_is_overwritten(small, tmp_path, capsys, monkeypatch):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("mine")
     (tmp_path / "file").write_text("mine")
@@ -204,6 +212,11 @@ def test_nothing_is_overwritten(small, tmp_path, capsys):
         assert cli.main(["convert", str(small), str(tmp_path / name), "--to", "minit2v"]) == 1
         assert "is there already; nothing is overwritten" in capsys.readouterr().err
     assert cli.main(["convert", str(small), str(small), "--to", "minit2v"]) == 1
+    monkeypatch.chdir(tmp_path / "empty")
+    for name in (".", ""):
+        assert cli.main(["convert", str(small), name, "--to", "minit2v"]) == 1
+        assert "'.' is the folder that you are in; give the name of a new one" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
     assert (tmp_path / "full" / "mine").read_text() == "mine" and (tmp_path / "file").read_text() == "mine"
     capsys.readouterr()
     assert cli.main(["convert", str(small), str(tmp_path / "empty"), "--to", "modelscope"]) == 0
