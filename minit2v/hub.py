@@ -235,7 +235,7 @@ def _bring(listing: Listing, file: File) -> Path:
     home, pointer = _home(listing.hub_id), listing.folder / file.path
     blob = home / "blobs" / file.digest
     lock = home.parent / ".locks" / home.name / f"{file.digest}.lock"       # the client's own: other programs wait too
-    with _explained(listing.hub_id):
+    with _explained(listing.hub_id, file.path):
         for path in (blob, lock, pointer):
             path.parent.mkdir(parents=True, exist_ok=True)
         with utils.WeakFileLock(lock):
@@ -290,7 +290,7 @@ def _fault(path: Path, file: File) -> str | None:
 
 
 @contextmanager
-def _explained(hub_id: str):
+def _explained(hub_id: str, path: str | None = None):
     """Turns what the client, its HTTP library and the disk raise into one message that says what to do."""
     page = f"{constants.ENDPOINT}/{hub_id}"
     try:
@@ -307,6 +307,9 @@ def _explained(hub_id: str):
         if status in (401, 403):
             raise PermissionError(f"the Hub refuses {page} ({said}); check that HF_TOKEN is valid and may read "
                                   "it") from error
+        if status == 404 and path is not None:
+            raise FileNotFoundError(f"{page} lists {path}, but the Hub does not have it ({said}); run again later. "
+                                    "If it stays so, the repository is broken, or HF_ENDPOINT not the Hub") from error
         if status is not None and status < 500 and status not in (408, 429):
             raise OSError(f"the Hub cannot serve {page} ({said}); check HF_ENDPOINT and the spelling") from error
         if getattr(error, "errno", None) is not None:                # the disk; the network's errors have no number

@@ -54,6 +54,7 @@ class LookAlike(ThreadingHTTPServer):
         self.repos: dict[str, Repo] = {}
         self.served: list[tuple[str, str | None]] = []          # path and Range of each content that was asked for
         self.asked: list[str] = []                              # all requests, as "GET /api/models/..."
+        self.lost: set[str] = set()                             # listed, and yet 404
         self.cut: dict[str, int] = {}                           # path -> hang up after so many bytes, once
         self.dies = self.down = False                           # whether a cut brings it down; then contents get 503
         self.api_status, self.api_body, self.delay, self.stall = 200, None, 0.0, threading.Event()
@@ -95,7 +96,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         if repo.gated:
             return self.answer(403, b"", {"X-Error-Code": "GatedRepo"})
-        if path not in repo.files:
+        if path not in repo.files or path in self.server.lost:
             return self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
         headers = {"X-Repo-Commit": repo.commit}
         entry = repo.entry(path)
@@ -392,6 +393,15 @@ def fails(kind, message, hub_id=ID):
 
 def test_there_is_no_such_model(server, cache):
     assert ID in fails(FileNotFoundError, "there is no model .*tiny-model.* or it is private; check the spelling")
+
+
+@pytest.mark.parametrize("path", [UNET, "vae/config.json", "model_index.json"])
+def test_a_file_that_is_listed_and_not_there(server, cache, path):
+    server.repos[ID] = diffusers_repo()
+    server.lost = {path}
+    fails(FileNotFoundError, f"{ID} lists {path}, but the Hub does not have it .*404.*run again later")
+    server.lost = set()
+    assert path in paths_in(hub.fetch(ID))
 
 
 def test_tokens_and_gates(server, cache, monkeypatch):
