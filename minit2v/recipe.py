@@ -32,7 +32,7 @@ from .files import write_whole
 from .metrics import accuracy
 from .pipeline import load
 from .text import ContrastiveText, TextEncoder, Tokenizer, learn_merges, write_merges
-from .training import Plan, fit
+from .training import Plan, fit, read_log
 from .unet import UNet
 from .world import Scene, combinations, render, sample_scene, sample_thing
 
@@ -296,6 +296,21 @@ def _write(out: Path, config: ModelConfig, **parts: dict[str, Tensor]) -> None:
         part.write_text(config.to_json() + "\n", encoding="utf-8")
 
 
+def _check_order(out: Path, stage: str, steps: int) -> None:
+    """Raises ValueError if a stage would go on although a later one has begun from what it made.
+
+    It would write its own weights over the later one's, and that would go on from what is no longer there.
+    """
+    later = [out / "runs" / name for name in STAGES[STAGES.index(stage) + 1:]]
+    built = [path for path in ([out / "clips"] if stage == "autoencoder" else []) + later if path.exists()]
+    log = out / "runs" / stage / "log.jsonl"
+    done = max((line["step"] for line in read_log(log.parent)), default=0) if log.exists() else 0
+    if built and done < steps:
+        raise ValueError(f"stage {stage!r} would go on from step {done} to {steps}, but what it made is in use: "
+                         f"{', '.join(map(str, built))} came after it. Take another --out; or remove these, and they "
+                         "will be made anew")
+
+
 def main_train(args, device: Device = "cpu") -> int:
     """`minit2v train`: runs one stage or all four into a folder, each going on where it stopped."""
     if args.threads:
@@ -317,6 +332,7 @@ def main_train(args, device: Device = "cpu") -> int:
                 raise FileNotFoundError(f"{out / part}.safetensors is missing, and stage {stage!r} starts from it. "
                                         f"First: minit2v train --stage {MADE_BY[part]} --out {out}")
         plan = PLANS[stage] if args.steps is None else replace(PLANS[stage], steps=args.steps)
+        _check_order(out, stage, plan.steps)
         whole = stage == "text"                          # a batch of captions and clips that are each other's rivals
         batch = plan.batch if whole else max(1, plan.batch // args.accumulate)
         plan = replace(plan, accumulate=args.accumulate, batch=batch)

@@ -510,6 +510,16 @@ def test_four_stages_make_a_model_that_generates(tmp_path, monkeypatch):
     assert all(video[name].any() for name in zeros)                            # and now they learn
     assert {"colour", "shape", "motion", "all"} < set(read_log(tmp_path / "runs" / "video")[-1])
 
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
+    for stage, more, built in (("image", 3, "runs/video"), ("text", 3, "runs/image"), ("autoencoder", 2, "clips")):
+        with pytest.raises(ValueError, match=f"stage '{stage}' would go on from step [12] to {more}.*{built}.*--out"):
+            recipe.main_train(SimpleNamespace(**{**options, "stage": stage, "steps": more}))
+    for stage in ("image", "text", "autoencoder"):                             # as far as they are: nothing to do
+        recipe.main_train(SimpleNamespace(**{**options, "stage": stage}))
+        if stage == "image":
+            recipe.main_train(SimpleNamespace(**{**options, "stage": "video"}))
+    assert before == {path: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
+
     pipe = minit2v.load(tmp_path)
     clip = pipe("a red circle moves right", num_inference_steps=2, progress=False)
     assert clip.shape == (16, 64, 64, 3) and clip.dtype == torch.uint8
