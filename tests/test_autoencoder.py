@@ -10,6 +10,7 @@ import torch
 
 import minit2v
 from minit2v import checkpoints as rules
+from minit2v import winograd
 from minit2v.autoencoder import Autoencoder
 from minit2v.config import AutoencoderConfig, mini
 
@@ -71,6 +72,23 @@ def test_equals_diffusers(index, dtype, tolerance):
     assert (mean - expected.mean).abs().max() <= tolerance
     assert (logvar - expected.logvar).abs().max() <= tolerance
     assert (decoded - expected_frames).abs().max() <= tolerance
+
+
+def test_the_short_ways_of_wide_layers_equal_diffusers(monkeypatch):
+    """256 channels: fewer multiplications for 512 pixels and more, windows for 128 and fewer."""
+    taken = set()
+    for name in ("conv3x3", "by_windows"):
+        real = getattr(winograd, name)
+        monkeypatch.setattr(winograd, name, lambda *args, name=name, real=real: (taken.add(name), real(*args))[1])
+    config = AutoencoderConfig(channels=256, multipliers=(1, 1, 1), res_blocks=1)
+    ours = random_weights(Autoencoder(config))
+    peer, latents = peer_of(ours), uniform(1, 4, 8, 16, seed=2)       # 128 pixels, 512, 2048
+    with torch.no_grad():
+        expected, frames = peer.decode(latents).sample, uniform(1, 3, 32, 64)
+        assert (ours.decode(latents * config.scaling_factor) - expected).abs().max() <= 1e-4 * expected.abs().max()
+        assert taken == {"conv3x3", "by_windows"}
+        expected = peer.encode(frames).latent_dist.mean
+        assert (ours.posterior(frames)[0] - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
 def test_layout_for_training_gives_the_same_values():

@@ -3,14 +3,16 @@
 import original as theirs
 import pytest
 import torch
+from test_samplers import PROCESS, denoise, network, noise
 from test_unet import random_unet
 
 from minit2v import samplers
 from minit2v.autoencoder import Autoencoder
-from minit2v.checkpoints import unet_to_modelscope
+from minit2v.checkpoints import unet_names, unet_to_modelscope
 from minit2v.config import AutoencoderConfig, DiffusionConfig, ModelConfig, UNetConfig
 from minit2v.convert import released
 from minit2v.diffusion import Process, guided_denoiser
+from minit2v.unet import UNet
 from minit2v.video import to_uint8
 
 # The smallest that UNetSD can be: it has 32 groups in each norm, and its way up reads texts 1024 wide in any case.
@@ -72,6 +74,29 @@ def test_loop_equals_the_original(original, pair, steps, eta):
                           generator=torch.Generator().manual_seed(5))
     assert expected.std() > 1
     assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("steps", [50, 25, 30])
+def test_ddim_equals_the_originals_own_loop(original, steps, eta):
+    """With a formula for a network, so that nothing but the loops can differ: to 1e-5."""
+    diffusion = original["diffusion"]
+    betas = diffusion.beta_schedule("linear_sd", 1000, init_beta=0.00085, last_beta=0.0120)
+    loop = diffusion.GaussianDiffusion(betas, mean_type="eps", var_type="fixed_small", rescale_timesteps=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)                              # the original draws from the global generator
+        expected = loop.ddim_sample_loop(noise(0), network, ddim_timesteps=steps, eta=eta)
+    found = samplers.ddim(denoise, PROCESS, noise(0), PROCESS.times(steps), eta, torch.Generator().manual_seed(1))
+    assert expected.std() > 0.5 and (found - expected).abs().max() <= 1e-5
+
+
+def test_the_same_parameters_are_zero_at_birth(original):
+    """Residual blocks, transformers and the last layer begin by adding nothing, in space as in time."""
+    names = unet_names(SMALL, "modelscope")
+    ours = {names[name][0] for name, p in UNet(SMALL).named_parameters() if not p.any()}
+    expected = {name for name, p in theirs.unet_sd(original, SMALL).named_parameters() if not p.any()}
+    assert "out.2.weight" in expected and ours == expected
 
 
 @torch.inference_mode()

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minit2v import attention
+from minit2v import attention, winograd
+from minit2v import unet as unet_module
 from minit2v.attention import PLAIN_KEYS, ROWS, FeedForward, attend
 from minit2v.checkpoints import (
     unet_from_diffusers,
@@ -28,6 +29,7 @@ from minit2v.upsample import doubled_conv
 LIKE_MINI = UNetConfig(channels=32, multipliers=(1, 2, 3), res_blocks=1, attention=(True, True, False), head_dim=8,
                        input_heads=8, context_dim=24, norm_groups=32, dropout=0.0)
 LIKE_RELEASED = UNetConfig(channels=32, multipliers=(1, 2, 4, 4), res_blocks=2, head_dim=16, context_dim=40)
+WIDE = UNetConfig(channels=256, multipliers=(1, 1), res_blocks=1, attention=(True, True), context_dim=40)
 ZERO_AT_BIRTH = ("temporal_conv.conv4.", "temporal_transformer.proj_out.", "transformer_in.proj_out.")
 
 
@@ -145,6 +147,24 @@ def test_equals_diffusers(config, batch, frames, height, width):
         out, expected = unet.double()(*args), other.double()(*args).sample
     assert out.dtype == torch.float64
     assert (out - expected).abs().max() <= 1e-9
+
+
+def test_the_short_ways_of_wide_layers_equal_diffusers(monkeypatch):
+    """Fewer multiplications on the upper level, 512 pixels; windows, and one look at the weights, on the lower, 128."""
+    taken = {}
+    for module, names in ((winograd, ("conv3x3", "by_windows")), (unet_module, ("over_frames",))):
+        for name in names:
+            real = getattr(module, name)
+            monkeypatch.setattr(module, name, lambda *args, name=name, real=real: (
+                taken.update({name: taken.get(name, 0) + 1}), real(*args))[1])
+    unet = random_unet(WIDE)
+    other = peer(WIDE, unet)
+    args = inputs(WIDE, 1, 8, 8, 8)
+    with torch.no_grad():
+        expected = other(*args).sample
+        largest = expected.abs().max()
+        assert (unet(*args) - expected).abs().max() <= 1e-4 * largest
+    assert taken.keys() == {"conv3x3", "by_windows", "over_frames"} and min(taken.values()) > 1
 
 
 def test_gradients_equal_diffusers():
