@@ -9,6 +9,8 @@ judges a real one. The grounds of Moving Shapes are grey, so every coloured pixe
     motion   the track of its centre, its area and its angle, in fractions of the frame and in seconds
 
 A clip in which no object can be followed from frame to frame is unreadable: it yields no readings.
+Motion is motion in the picture. Where the camera pans or zooms (level 3) it is read as the object's: there colour and
+shape are right, and three in four motions. No score of this project is of level 3.
 """
 
 import colorsys
