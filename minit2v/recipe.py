@@ -114,7 +114,8 @@ def train_text(config: ModelConfig, out: Path, plan: Plan, device: Device = "cpu
     its own by colour and motion, and the tower hardly learns shapes: they made 0.3 % of the variance of its answers,
     and a UNet cannot draw what its text does not say. Among red things the shape decides.
     """
-    learn_vocabulary(config, out / config.text.merges)
+    if not (out / config.text.merges).exists():
+        learn_vocabulary(config, out / config.text.merges)
     clips, tokenizer = _clips(config, out, (1, 2, 3), device, **options), _tokenizer(config, out)
     groups = defaultdict(list)                           # rows by what their first thing is and does
     for row, scene in enumerate(clips.scenes):
@@ -148,7 +149,8 @@ def learn_vocabulary(config: ModelConfig, path: Path, captions: int = 6000) -> N
         chinese = caption_words(scene, rng, "zh")
         ends = [i + 1 == len(chinese) or "，" in chinese[i:i + 2] for i in range(len(chinese))]
         words.update(zip(chinese, ends))
-    write_merges(path, learn_merges(words, config.text.vocab_size))
+    with write_whole(path) as part:
+        write_merges(part, learn_merges(words, config.text.vocab_size))
 
 
 def train_image(config: ModelConfig, out: Path, plan: Plan, **options) -> None:

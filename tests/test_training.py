@@ -525,3 +525,48 @@ def test_four_stages_make_a_model_that_generates(tmp_path, monkeypatch):
     assert clip.shape == (16, 64, 64, 3) and clip.dtype == torch.uint8
     assert pipe.config.autoencoder == config.autoencoder
     assert all(torch.equal(p, video[name]) for name, p in pipe.unet.state_dict().items())
+
+
+def test_every_stage_goes_on_where_it_was_killed(tmp_path, monkeypatch):
+    """Killed once in the middle of each of its six runs, the recipe makes what it makes in one go."""
+    small = Plan(steps=3, batch=2, lr=1e-3, warmup=1, save_every=1, log_every=1)
+    monkeypatch.setattr(data, "SHARD", 4)
+    monkeypatch.setattr(recipe, "SHARDS", {1: 1, 2: 1, 3: 1})
+    monkeypatch.setattr(recipe, "score", lambda *args, **options: {"all": 0.0})          # it is not what is tested here
+    monkeypatch.setattr(recipe, "learn_vocabulary", partial(recipe.learn_vocabulary, captions=600))
+    monkeypatch.setattr(recipe, "PLANS", {**dict.fromkeys(recipe.STAGES, small), "video": replace(small, steps=6)})
+    died, real = [], recipe.fit
+
+    def fit(model, objective, plan, folder, **options):
+        calls = []
+
+        def dies(*args):
+            calls.append(folder)
+            if len(calls) == 2 and "killed" in folder.parts and folder not in died:
+                died.append(folder)
+                raise KeyboardInterrupt
+            return objective(*args)
+        return real(model, dies, plan, folder, progress=False, **options)
+
+    monkeypatch.setattr(recipe, "fit", fit)
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(TINY.to_json(), encoding="utf-8")
+        while True:
+            try:
+                recipe.main_train(SimpleNamespace(stage="all", out=tmp_path / name, steps=None, threads=None,
+                                                  dtype="float32", accumulate=1, shard=False, compile=False))
+                break
+            except KeyboardInterrupt:
+                pass
+    runs = [folder.relative_to(tmp_path / "killed") for folder in died]
+    assert [run.as_posix() for run in runs] == [f"runs/{name}" for name in (
+        "autoencoder", "autoencoder/decoder", "text", "image", "video/half", "video")]
+    for run in runs:
+        whole, killed = ([(line["step"], line["loss"]) for line in read_log(tmp_path / name / run) if "loss" in line]
+                         for name in ("whole", "killed"))
+        assert [step for step, _ in whole] == [step for step, _ in killed]
+        assert [loss for _, loss in whole] == pytest.approx([loss for _, loss in killed], abs=1e-6)
+    for name in ("autoencoder", "text_encoder", "unet"):
+        whole, killed = (load_file(tmp_path / folder / f"{name}.safetensors") for folder in ("whole", "killed"))
+        assert all((whole[key] - killed[key]).abs().max() <= 1e-6 for key in whole)
