@@ -6,15 +6,25 @@ B starts at zero, so that nothing changes at first. A and B are all that learns 
 hundredth of the attention layers they are added to. Merged, W + alpha / rank * B A is again a plain layer, as fast
 as before.
 
-On disk an adapter is a safetensors file with the names that diffusers and peft read. The factor alpha / rank is
+On disk an adapter is a safetensors file with the names of diffusers' own LoRA files. The factor alpha / rank is
 multiplied into B on the way out, so no reader has to know it; read back, alpha equals the rank.
+
+diffusers' `load_lora_weights` reads the file, but not by itself: since diffusers 0.32 the class of this UNet lacks the
+methods for LoRA that the other UNets have. It works (where all ranks are alike, as `add` makes them, or from diffusers
+0.40 on) once the UNet of a TextToVideoSDPipeline `pipe` has borrowed them:
+
+    from diffusers.loaders import PeftAdapterMixin
+    pipe.unet.__class__ = type("UNet3DConditionModel", (type(pipe.unet), PeftAdapterMixin), {})
+    pipe.load_lora_weights("runs/cats/lora.safetensors")
 """
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -23,6 +33,15 @@ from .files import write_whole
 from .tensorfiles import read
 
 ATTENTION = r"\.attn[12]\.to_(q|k|v|out)$"               # of which layers, by name: all of every attention
+TENSOR = r"(?:unet\.|base_model\.model\.)?(.+)\.lora(_A|_B|\.down|\.up)\.(?:default\.)?weight"     # layer, A or B
+
+# Settings of an adapter, and the values with which A, B and alpha say all. (Other starts of A and B, such as PiSSA's,
+# change the weight beside them, too.)
+PLAIN = {"peft_type": ("LORA",), "bias": ("none",), "init_lora_weights": (True, "gaussian", "orthogonal", "eva")}
+# And those that may be switched on: they say where it stands, as the tensors do, or how it learnt, or `_alphas` reads
+# them. Whatever else is switched on is refused.
+KNOWN = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern",
+         "use_rslora", "inference_mode", "auto_mapping", "fan_in_fan_out", "eva_config"}
 
 
 class LoRA(nn.Module):
@@ -53,9 +72,9 @@ class LoRA(nn.Module):
             self.linear.weight.data = self.plain + self.scale * (self.up @ self.down).detach()
 
     def unmerge(self) -> None:
-        """The weight as it was before `merge`, bit for bit."""
+        """The weight as it was before `merge`, bit for bit, in the type and on the device that it has by now."""
         if self.plain is not None:
-            self.linear.weight.data, self.plain = self.plain, None
+            self.linear.weight.data, self.plain = self.plain.to(self.linear.weight), None
 
 
 def adapters(unet: nn.Module) -> dict[str, LoRA]:
@@ -141,26 +160,30 @@ def check_file(path: Path) -> Path:
 def load(unet: nn.Module, path: str | Path) -> dict[str, LoRA]:
     """Adds the adapters of a file that `save`, diffusers' save_lora_weights or peft's save_pretrained wrote.
 
-    path: the safetensors file; for peft's, adapter_config.json beside it says alpha. The ranks may differ from layer
-    to layer. Raises FileNotFoundError if there is no such file, and ValueError, naming the tensors, if one is missing,
-    has no layer here, or another shape, or if the file is damaged or holds no adapter at all. Nothing changes then.
+    path: the safetensors file. Of peft's, adapter_config.json beside it says alpha, of diffusers' the file's header, or
+    else alpha is the rank. Rank and alpha may differ from layer to layer. Raises FileNotFoundError if a file is not
+    there, and ValueError, naming it, if a tensor is missing, has no layer here, or another shape; if a setting asks for
+    more than A and B, as DoRA does; or if a file is damaged or holds no adapter at all. Nothing changes then.
     """
     if adapters(unet):
         raise ValueError("this UNet has adapters already; remove them before others are loaded")
     path = check_file(Path(path))
-    stored, settings = read(path), path.with_name("adapter_config.json")
-    alpha = json.loads(settings.read_text(encoding="utf-8")).get("lora_alpha") if settings.exists() else None
-    ours = {translate(name + ".", UNET_DIFFUSERS): name for name, m in unet.named_modules() if isinstance(m, nn.Linear)}
+    stored = read(path)
+    alphas, root = _alphas(path, stored)
+    layers = dict(unet.named_modules())
+    ours = {translate(name + ".", UNET_DIFFUSERS)[:-1]: name for name, m in layers.items() if isinstance(m, nn.Linear)}
     pairs: dict[str, dict[str, Tensor]] = {}
     for key, value in stored.items():
-        match = re.fullmatch(r"(?:unet\.|base_model\.model\.)?(.+\.)lora_(A|B)\.(?:default\.)?weight", key)
-        layer = ours.get(match[1]) if match else None
-        if not layer:
+        match = re.fullmatch(TENSOR, key)
+        if not match:
+            raise ValueError(f"{path.name} holds {key}, which is neither A nor B of LoRA; nothing but these can be "
+                             "read here, no DoRA, no bias, no whole layer")
+        if match[1] not in ours:
             raise ValueError(f"{path.name} holds {key}, and this UNet has no such layer; the adapter is of another "
                              "model")
-        pairs.setdefault(layer, {})[match[2]] = value
-    layers = dict(unet.named_modules())
-    for name, pair in pairs.items():
+        pairs.setdefault(match[1], {})["A" if match[2] in ("_A", ".down") else "B"] = value
+    for there, pair in pairs.items():
+        name = ours[there]
         shape = tuple(layers[name].weight.shape)
         found = tuple(tuple(pair[p].shape) if p in pair else None for p in "BA")
         if None in found or found[0][1:] != found[1][:1] or (found[0][0], found[1][1]) != shape:
@@ -169,9 +192,10 @@ def load(unet: nn.Module, path: str | Path) -> dict[str, LoRA]:
     if not pairs:
         raise ValueError(f"{path.name} holds no adapter; `lora.save` and `minit2v finetune --learns lora` write one")
     unet.requires_grad_(False)
-    for name, pair in pairs.items():
-        rank = len(pair["A"])
-        adapter = LoRA(layers[name], rank, rank if alpha is None else alpha)
+    for there, pair in pairs.items():
+        name, rank = ours[there], len(pair["A"])
+        alpha = next((alpha for pattern, alpha in alphas if pattern.fullmatch(there)), rank)
+        adapter = LoRA(layers[name], rank, alpha * rank ** 0.5 if root else alpha)
         adapter.down.data, adapter.up.data = (pair[p].to(layers[name].weight) for p in "AB")
         _replace(unet, name, adapter)
     return adapters(unet)
@@ -181,6 +205,36 @@ def share(unet: nn.Module) -> float:
     """How much of all parameters the adapters are, 0 to 1."""
     mine = sum(a.down.numel() + a.up.numel() for a in adapters(unet).values())
     return mine / max(1, sum(p.numel() for p in unet.parameters()))
+
+
+def _alphas(path: Path, names: Iterable[str]) -> tuple[list[tuple[re.Pattern, float]], bool]:
+    """alpha by patterns of diffusers' names, the first that matches counts; and if the rank's square root divides it.
+
+    They stand in adapter_config.json beside a file of peft's, and in the header of a file of diffusers'.
+    """
+    where, text = path.name, "{}"
+    if any(name.startswith("base_model.model.") for name in names):
+        where = path.with_name("adapter_config.json")
+        if not where.is_file():
+            raise FileNotFoundError(f"{path.name} is a file of peft's, whose alpha stands in {where.name}, and "
+                                    f"there is none beside it; copy it into {str(path.parent)!r}, too")
+        text = where.read_bytes()
+    elif path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("lora_adapter_metadata", "{}")
+    try:
+        settings = {name.removeprefix("unet."): value for name, value in json.loads(text).items()
+                    if not name.startswith("text_encoder")}
+        alphas = [*(settings.get("alpha_pattern") or {}).items(), (".*", settings.get("lora_alpha", 8))]  # 8 as in peft
+        alphas = [(re.compile(rf"(.*\.)?({name})"), float(alpha)) for name, alpha in alphas]
+    except (ValueError, TypeError, AttributeError, re.error) as error:
+        raise ValueError(f"the settings of the adapter in {where} cannot be read ({error}); copy it again") from error
+    for name, value in settings.items():
+        switched = value is True or isinstance(value, (dict, list))
+        if value and (value not in PLAIN[name] if name in PLAIN else switched and name not in KNOWN):
+            raise ValueError(f"{where} sets {name} to {value!r}, and here nothing but A, B and alpha can be read; "
+                             "merge the adapter into its model with peft, or train it without that")
+    return alphas if settings else [], bool(settings.get("use_rslora"))
 
 
 def _replace(unet: nn.Module, name: str, module: nn.Module) -> None:

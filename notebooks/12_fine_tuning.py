@@ -442,7 +442,8 @@ print("taken out again, bit for bit:", torch.equal(beside, back_again))
 assert torch.allclose(beside, merged, atol=1e-4) and torch.equal(beside, back_again)
 
 # %% [markdown]
-# And what you send to a friend is only $A$ and $B$. The names in the file are those that diffusers and `peft` read.
+# And what you send to a friend is only $A$ and $B$. The names in the file are those of diffusers' own LoRA files, and
+# `lora.load` reads such files of theirs and of `peft`, too. How theirs reads ours, the top of `minit2v/lora.py` says.
 
 # %% tags=["nbval-check-output"]
 lora.save(pipe.unet, work / "zigzag.safetensors")
