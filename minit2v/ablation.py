@@ -262,7 +262,7 @@ def results(path: str | Path = RESULTS) -> dict[str, list[dict]]:
 
 
 def table(name: str, found: dict[str, list[dict]] | None = None) -> str:
-    """One table of `results` as Markdown, in per cent; the signs after ± are 95 % intervals (Wilson's)."""
+    """One table of `results` as Markdown, in per cent; in brackets are 95 % intervals (Wilson's)."""
     rows = (results() if found is None else found)[name]
     if name == "training":
         head = ["trained", "seed", "steps on images", "steps", "10^12 operations", "processor s",
@@ -279,8 +279,15 @@ def table(name: str, found: dict[str, list[dict]] | None = None) -> str:
 
 
 def _cells(shares: dict[str, float], count: int | None = None) -> list[str]:
-    return [f"{100 * shares[name]:.0f}" + (f" ± {100 * metrics.interval(shares[name], count):.0f}" if count else "")
+    return [metrics.per_cent(shares[name], count, 0) if count else f"{100 * shares[name]:.0f}"
             for name in metrics.ATTRIBUTES]
+
+
+def _whiskers(shares: list[float], counts: list[int]) -> list[list[float]]:
+    """How far, in per cent, the intervals reach below the shares, and above them, as Matplotlib wants it."""
+    ends = [metrics.wilson(share, count) for share, count in zip(shares, counts)]
+    return [[100 * (share - low) for share, (low, _) in zip(shares, ends)],
+            [100 * (high - share) for share, (_, high) in zip(shares, ends)]]
 
 
 def figure(found: dict[str, list[dict]] | None = None):
@@ -296,7 +303,7 @@ def figure(found: dict[str, list[dict]] | None = None):
         for language, colour, mark, up in (("en", BLUE, "o", 0.12), ("zh", ORANGE, "s", -0.12)):
             share = row[language]["motion"]
             training.errorbar(100 * share, names.index(row["arm"]) - shift - up, fmt=mark, color=colour, capsize=3,
-                              xerr=100 * metrics.interval(share, row["clips"]))
+                              xerr=_whiskers([share], [row["clips"]]))
     training.set_yticks(range(len(names)), names)
     training.invert_yaxis()
     training.axvline(100 * CHANCE["motion"], color="grey", linestyle="--")
@@ -313,7 +320,7 @@ def figure(found: dict[str, list[dict]] | None = None):
         axes.set(ylim=(0, 102), ylabel="right, %")
         axes.grid(alpha=0.3)
         if axes.lines:
-            axes.legend(fontsize=9)
+            axes.legend(fontsize=9, loc="lower center")
     return sheet
 
 
@@ -322,7 +329,8 @@ BLUE, GREEN, ORANGE = "#0072B2", "#009E73", "#E69F00"    # of Okabe & Ito, as in
 
 def _curve(axes, rows: list[dict], x: str, y: str, label: str, colour: str, mark: str) -> None:
     axes.errorbar([r[x] for r in rows], [100 * r[y] for r in rows], color=colour, marker=mark, markersize=4,
-                  label=label, capsize=2, linewidth=1.5, yerr=[100 * metrics.interval(r[y], r["clips"]) for r in rows])
+                  label=label, capsize=2, linewidth=1.5,
+                  yerr=_whiskers([r[y] for r in rows], [r["clips"] for r in rows]))
 
 
 def write(found: dict[str, list[dict]], out: Path) -> None:

@@ -2,14 +2,15 @@
 
 No figure stands alone. Beside it are real clips of the same scenes, those clips after a passage through the
 autoencoder (no latent model can do better), what chance gives, and the model's own clips with their frames shuffled:
-the same pictures, no motion. Each has a 95 % interval by bootstrap. And each measure is put to the test itself: one
-that says of real clips that they are as good with their frames shuffled has not seen that they move, and is flagged.
+the same pictures, no motion. Each has a 95 % interval: Wilson's for a share, by bootstrap for all others. And each
+measure is put to the test itself: one that does not call real clips worse with their frames shuffled is flagged.
 """
 
 import json
 import random
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from .pipeline import TextToVideo, load
 from .referee import agrees, read
 from .world import Scene
 
+SHARE = "caption accuracy"               # the one measure that is a share
 ENOUGH = 512                             # clips; below, a course Frechet distance says more of their number
 DRAWS = 1000                             # of the bootstrap; a fifth of it for Frechet distances
 GROUPS = {  # of two sets each
@@ -33,7 +35,7 @@ GROUPS = {  # of two sets each
 KINDS = {"model": "the model", "shuffled": "its frames shuffled", "vae": "real, through the VAE", "real": "real clips",
          "chance": "chance"}
 MEASURES = {  # name: (what is better, digits)
-    "caption accuracy": (1, 3), "text-video similarity": (1, 3), "course Frechet distance": (-1, 2),
+    SHARE: (1, 3), "text-video similarity": (1, 3), "course Frechet distance": (-1, 2),
     "flicker score": (1, 4), "smoothness": (1, 4), "motion energy": (0, 4),           # 0: as real clips have it
     "FVD": (-1, 1), "CLIPSIM": (1, 4)}
 
@@ -61,23 +63,25 @@ def collect(pipe: TextToVideo, count: int, seed: int = 0, progress: bool = True,
             **settings) -> dict[str, dict[str, dict[str, Tensor]]]:
     """Makes the clips of every set and looks at them: {set: {kind: what `look` says}}.
 
-    Kinds: "model", "shuffled", "vae", "real", "real shuffled", and "other": real clips of other scenes.
+    Kinds: "model", "shuffled", "vae", "real", "real shuffled", and "other": real clips of other scenes. All have the
+    model's own number of frames, rate and size.
     """
     sets, rebuilt = {}, {}                                   # both languages share their real clips of one object
+    size = metrics.size_of(pipe.config)
     bar = tqdm(total=len(SETS), desc="sets", disable=not progress)
     for name, (_, _, language) in SETS.items():
         scenes = scenes_of_set(name, count, seed)
         rng = random.Random(f"captions {name} {seed}")
         captions = [caption(scene, rng, language) for scene in scenes]
         clips = metrics.generate(pipe, captions, seed=seed, progress=progress, **settings)
-        real, texts = metrics.draw(scenes), judge.embed_text(captions)
+        real, texts = metrics.draw(scenes, **size), judge.embed_text(captions)
         if tuple(scenes) not in rebuilt:
             rebuilt[tuple(scenes)] = metrics.through_autoencoder(pipe, real)
         others = scenes_of_set(name, count, seed + 1_000_003)
         kinds = {"model": clips, "shuffled": metrics.shuffled(clips, seed), "real": real,
                  "vae": rebuilt[tuple(scenes)], "real shuffled": metrics.shuffled(real, seed)}
-        sets[name] = {kind: look(shown, scenes, texts) for kind, shown in kinds.items()}
-        sets[name]["other"] = {"features": judge.features(metrics.draw(others))}
+        sets[name] = {kind: look(shown, scenes, texts, size["fps"]) for kind, shown in kinds.items()}
+        sets[name]["other"] = {"features": judge.features(metrics.draw(others, **size))}
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
         wrong = torch.empty_like(texts)
         wrong[order] = texts[order.roll(1)]                                 # each clip gets another one's caption
@@ -88,20 +92,29 @@ def collect(pipe: TextToVideo, count: int, seed: int = 0, progress: bool = True,
 
 
 def accuracy_rows(sets: dict) -> list[dict]:
-    """Caption accuracy of every set, as `metrics.table` prints it; "intervals" are by bootstrap."""
+    """Caption accuracy of every set, as `metrics.table` prints it; "intervals" are Wilson's."""
     rows = []
     for name, kinds in sets.items():
         for kind, title in (("model", name), ("shuffled", "  its frames shuffled"), ("vae", "  real, through the VAE")):
-            rows.append({"clips": title, **{a: float(kinds[kind][a].mean()) for a in ATTRIBUTES},
-                         "intervals": {a: metrics.bootstrap(kinds[kind][a], draws=DRAWS) for a in ATTRIBUTES}})
+            shares, count = {a: float(kinds[kind][a].mean()) for a in ATTRIBUTES}, len(kinds[kind]["all"])
+            rows.append({"clips": title, **shares,
+                         "intervals": {a: metrics.wilson(share, count) for a, share in shares.items()}})
         rows.append({"clips": "  chance", **metrics.chance(SETS[name][0])})
     return rows
 
 
-def estimate(values: Tensor, statistic: Callable = torch.mean, draws: int = DRAWS, centred: bool = False) -> dict:
-    """A figure with its interval: {"value", "low", "high"}. centred: of a distance, see `metrics.bootstrap`."""
-    low, high = metrics.bootstrap(values, statistic, draws, centred=centred)
-    return {"value": float(statistic(values)), "low": max(low, 0.0) if centred else low, "high": high}
+def estimate(values: Tensor, distance: Callable | None = None, reference: Tensor | None = None,
+             share: bool = False) -> dict[str, float]:
+    """A figure with its 95 % interval: {"value", "low", "high"}.
+
+    values: one row a clip, whose mean is the figure; or its `distance(values, reference)`. share: each row is 0 or 1.
+    """
+    if distance is not None:                                                # never below 0; see metrics.bootstrap
+        low, high = metrics.bootstrap(values, distance, DRAWS // 5, centred=True, reference=reference)
+        return {"value": float(distance(values, reference)), "low": max(low, 0.0), "high": high}
+    value = float(values.mean())
+    low, high = metrics.wilson(value, len(values)) if share else metrics.bootstrap(values, draws=DRAWS)
+    return {"value": value, "low": low, "high": high}
 
 
 def figures(sets: dict) -> list[dict]:
@@ -110,7 +123,7 @@ def figures(sets: dict) -> list[dict]:
     """
     rows = []
     for name, kinds in sets.items():
-        rows.append(compare("caption accuracy", name, {k: v["all"] for k, v in kinds.items() if "all" in v}))
+        rows.append(compare(SHARE, name, {k: v["all"] for k, v in kinds.items() if "all" in v}))
         rows[-1]["chance"] = {"value": metrics.chance(SETS[name][0])["all"]}
     for name, kinds in sets.items():
         key = "text-video similarity"
@@ -123,7 +136,7 @@ def figures(sets: dict) -> list[dict]:
         if len(reference) < 2:
             continue                                                        # one clip has no covariance
         samples = {k: v["features"] for k, v in kinds.items() if k != "other" and "features" in v}
-        row = compare("course Frechet distance", name, samples, lambda rows: frechet.distance(rows, reference))
+        row = compare("course Frechet distance", name, samples, frechet.distance, reference)
         rows.append({**row, "biased": row["count"] < ENOUGH})
     for key in ("flicker score", "smoothness", "motion energy"):
         for name, kinds in groups.items():
@@ -131,41 +144,42 @@ def figures(sets: dict) -> list[dict]:
     return rows
 
 
-def compare(measure: str, clips: str, samples: dict[str, Tensor], distance: Callable | None = None) -> dict:
-    """One row: a figure for each kind of clips in `samples`, and whether shuffling frames makes it worse.
+def compare(measure: str, clips: str, samples: dict[str, Tensor], distance: Callable | None = None,
+            reference: Tensor | None = None) -> dict:
+    """One row: a figure for each kind of clips in `samples`, and whether shuffling frames surely makes it worse.
 
-    samples: one row a clip. distance: of a whole sample, such as a Frechet distance; None: the mean of the rows.
+    samples: one row a clip. distance: of all rows from `reference`, such as Frechet's; None: the mean of the rows.
     """
-    statistic, draws = (torch.mean, DRAWS) if distance is None else (distance, DRAWS // 5)
     row = {"measure": measure, "clips": clips, "count": len(samples["model"]),
-           **{kind: estimate(values, statistic, draws, centred=distance is not None)
-              for kind, values in samples.items()}}
+           **{kind: estimate(values, distance, reference, measure == SHARE) for kind, values in samples.items()}}
     better = MEASURES[measure][0]
     for kind, mixed in (("real", "real shuffled"), ("model", "shuffled")):
-        if distance is None:
-            low, high = metrics.bootstrap(samples[kind] - samples[mixed], draws=DRAWS)         # clip by clip
-        else:
-            low, high = row[kind]["low"] - row[mixed]["high"], row[kind]["high"] - row[mixed]["low"]
-        row[f"{kind} gets worse when shuffled"] = low > 0 if better > 0 else high < 0 if better < 0 else (
-            not low <= 0 <= high)
+        if distance is not None:
+            worse = row[kind]["high"] < row[mixed]["low"]
+        else:                                                                                  # clip by clip
+            rise = samples[mixed] - samples[kind]
+            both = [rise] if better else [rise, samples[mixed] + samples[kind] - 2 * samples["real"]]
+            ends = torch.tensor([metrics.bootstrap(values, draws=DRAWS) for values in both])   # (1 or 2, 2)
+            worse = bool(better >= 0 and (ends < 0).all() or better <= 0 and (ends > 0).all())
+        row[f"{kind} gets worse when shuffled"] = worse
     return row
 
 
 def flags(rows: list[dict]) -> list[str]:
-    """What the test with shuffled frames found: one sentence for each measure, or model, that did not get worse."""
+    """What the test with shuffled frames found: a sentence for each measure, or model, that is not surely worse."""
     found = []
     for row in rows:
         if not row["real gets worse when shuffled"]:
-            found.append(f"{row['measure']} ({row['clips']}): real clips are not worse with their frames shuffled; "
-                         "it does not see motion")
+            found.append(f"{row['measure']} ({row['clips']}): real clips are not surely worse with their frames "
+                         "shuffled; it does not see motion, or there are too few clips to tell")
         elif not row["model gets worse when shuffled"]:
-            found.append(f"{row['measure']} ({row['clips']}): the model's clips are not worse with their frames "
+            found.append(f"{row['measure']} ({row['clips']}): the model's clips are not surely worse with their frames "
                          "shuffled; there is no motion in them that it could see, or too few clips to tell")
     return found
 
 
 def table(rows: list[dict]) -> str:
-    """Figures as a Markdown table, each with half the width of its interval."""
+    """Figures as a Markdown table: shares with the ends of their intervals, all others with half of the width."""
     kinds = [kind for kind in KINDS if any(kind in row for row in rows)]
     lines = [f"| measure | clips | {' | '.join(KINDS[kind] for kind in kinds)} |", "|---" * (len(kinds) + 2) + "|"]
     for row in rows:
@@ -173,7 +187,9 @@ def table(rows: list[dict]) -> str:
         cells = []
         for kind in kinds:
             one = row.get(kind)
-            spread = f" ± {(one['high'] - one['low']) / 2:.{digits}f}" if one and "low" in one else ""
+            spread = "" if not one or "low" not in one else (
+                f" ({one['low']:.{digits}f}-{one['high']:.{digits}f})" if row["measure"] == SHARE else
+                f" ± {(one['high'] - one['low']) / 2:.{digits}f}")
             cells.append(f"{one['value']:.{digits}f}{spread}" if one else "")
         name = row["measure"] + {1: " ↑", -1: " ↓", 0: ""}[better] + (" (biased)" if row.get("biased") else "")
         lines.append(f"| {name} | {row['clips']} | {' | '.join(cells)} |")
@@ -183,7 +199,8 @@ def table(rows: list[dict]) -> str:
 def notes(rows: list[dict]) -> list[str]:
     """What has to be known to read the table."""
     found = ["↑: more is better, ↓: less is better; motion energy should be that of real clips. ±: half of the 95 % "
-             "interval, by bootstrap over clips."]
+             "interval, by bootstrap over clips, and of a distance over those it compares with, too. In brackets: the "
+             "95 % interval of a share (Wilson's)."]
     if any(row["measure"] == "course Frechet distance" for row in rows):
         found.append("Course Frechet distance: to real clips of other scenes, with 32 features of a network trained on "
                      "Moving Shapes. It is not FVD. Its floor is what as many real clips have.")
@@ -193,8 +210,10 @@ def notes(rows: list[dict]) -> list[str]:
         found.append(f"(biased): of fewer than {ENOUGH} clips ({counts}); the floor is high, and rows of other sizes "
                      f"cannot be compared. Take --clips {ENOUGH // 2} or more: a distance is of two rows together.")
     if any(row["measure"] == "FVD" for row in rows):
-        found.append(f"FVD is biased by the number of clips; papers take {fvd.CLIPS}. Its floor, under \"real clips\", "
-                     "is one half of them against the other. `minit2v evaluate --published`: why no two are alike.")
+        found.append(f"FVD is biased by the number of clips; papers take {fvd.CLIPS}. One half of the films lent the "
+                     "captions; the model's clips, the shuffled ones and, under \"real clips\", those films themselves "
+                     "are equally many, each against the other half. So the real clips' figure is the floor of the "
+                     "model's. `minit2v evaluate --published`: why no two are alike.")
     return found + [f"! {flag}." for flag in flags(rows)]
 
 
@@ -203,42 +222,35 @@ def notes(rows: list[dict]) -> list[str]:
 def against_footage(pipe: TextToVideo, folder: str | Path, count: int, i3d: str | Path | None, clip: str | Path | None,
                     i3d_sha256: str | None = None, clip_model: str = fvd.CLIP_NAME, device: str | None = None,
                     seed: int = 0, progress: bool = True, **settings) -> list[dict]:
-    """FVD and CLIPSIM against the films of a folder: as many clips as it has, `count` at most, of their captions.
+    """FVD and CLIPSIM against the films of a folder: `count` clips at most, of their captions (see `fvd.collect`).
 
-    i3d, clip: files of weights (see fvd.py); a measure without its file is left out. Raises ValueError without both.
+    i3d, clip: files of weights (see fvd.py); a measure without its file is left out. With I3D half of the films lend no
+    caption, so that there is something to compare with. Raises ValueError without both files.
     """
-    from . import footage
-
     if i3d is None and clip is None:
         raise ValueError("clips of a folder are compared by I3D (--i3d FILE), or by CLIP (--clip FILE), or by both, "
                          "but neither file is given")
     device = device or "cpu"
-    detector = fvd.load_i3d(i3d, i3d_sha256, device) if i3d is not None else None             # errors before the work
-    reader = fvd.Clip(clip, clip_model, device) if clip is not None else None
-    config = pipe.config
-    films, _ = footage.scan(folder, config.num_frames, config.fps, progress=progress)
-    films = random.Random(f"films {seed}").sample(films, min(count, len(films)))
-    if len(films) < 4:
-        raise ValueError(f"{folder} has {len(films)} films that can be used; a distance needs 4, and a reported one "
-                         f"{fvd.CLIPS}")
-    real = torch.stack([footage.read_clip(film, config.num_frames, config.fps, config.height, config.width)
-                        for film in tqdm(films, desc="reading films", disable=not progress)])
-    captions = [film.caption for film in films]
-    clips = metrics.generate(pipe, captions, seed=seed, batch=4, progress=progress, **settings)
-    kinds = {"model": clips, "shuffled": metrics.shuffled(clips, seed), "real": real,
-             "real shuffled": metrics.shuffled(real, seed)}
-    rows, name = [], f"{len(films)} films"
-    if detector is not None:
-        found = {kind: fvd.i3d_features(detector, values, device, progress=progress) for kind, values in kinds.items()}
-        half = len(films) // 2                                            # real against real: two halves of the films
-        row = compare("FVD", name, found, lambda rows: fvd.fvd(rows, found["real"]))
-        floor = estimate(found["real"][:half], lambda rows: fvd.fvd(rows, found["real"][half:]), DRAWS // 5, True)
-        rows.append({**row, "real": floor, "biased": len(films) < fvd.CLIPS})
-    if reader is not None:
-        texts = reader.embed_text(captions)
-        vectors = {kind: reader.embed(values, progress) for kind, values in kinds.items()}    # (N, D) each
-        found = {kind: (values * texts).sum(1) for kind, values in vectors.items()}
-        rows.append(compare("CLIPSIM", name, {**found, "chance": (vectors["model"] * texts.roll(1, 0)).sum(1)}))
+    networks = {}
+    if i3d is not None:
+        detector = fvd.load_i3d(i3d, i3d_sha256, device)                                      # errors before the work
+        networks["FVD"] = partial(fvd.i3d_features, detector, device=device, progress=False)
+    if clip is not None:
+        reader = fvd.Clip(clip, clip_model, device)
+        networks["CLIPSIM"] = partial(reader.embed, progress=False)
+    captions, kinds = fvd.collect(pipe, folder, count, networks, i3d is not None, seed, progress, **settings)
+    rows, name, reference = [], f"{len(captions)} films", kinds.pop("other", {})
+    if i3d is not None:
+        row = compare("FVD", name, {kind: found["FVD"] for kind, found in kinds.items()}, fvd.fvd, reference["FVD"])
+        rows.append({**row, "biased": row["count"] < fvd.CLIPS})
+    if clip is not None:
+        texts = reader.embed_text(captions)                                                   # (N, D)
+        samples = {kind: (found["CLIPSIM"] * texts).sum(1) for kind, found in kinds.items()}
+        others = [next((k % len(captions) for k in range(i + 1, i + len(captions))
+                        if captions[k % len(captions)] != caption), None) for i, caption in enumerate(captions)]
+        if None not in others:                                            # chance: never a clip's own caption
+            samples["chance"] = (kinds["model"]["CLIPSIM"] * texts[others]).sum(1)
+        rows.append(compare("CLIPSIM", name, samples))
     return rows
 
 

@@ -4,7 +4,8 @@ FVD is the Frechet distance of 400 numbers a clip, the logits of I3D, a network 
 StyleGAN-V (Skorokhodov et al. 2022), as most papers since: 2048 real and 2048 generated clips of 16 frames, I3D as
 TorchScript (`i3d_torchscript.pt`), called with rescale=True, resize=True, return_features=True on values 0 to 255;
 covariances divided by N. CLIPSIM is the cosine of CLIP's vectors (ViT-B/32) of a caption and of a clip, whose vector
-is the mean over its frames (FETV: Liu et al. 2023, arXiv:2311.01813).
+is the mean over its frames (FETV: Liu et al. 2023, arXiv:2311.01813). `collect` asks both networks about a folder of
+films and a model's clips of their captions, a few clips at a time: 2048 of them would not fit into most memories.
 
 How safe is that? CLIP's file holds tensors only; it is read by safetensors or by torch.load(weights_only=True), and
 cannot run anything. TorchScript is a *program*. torch.jit.load gives it no Python, no shell and no network, but it may
@@ -16,7 +17,9 @@ one it is printed, so that next time there is one to compare with. Who trusts ne
 
 import hashlib
 import logging
+import random
 import warnings
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,7 +29,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from . import frechet
+from . import footage, frechet, metrics
+from .pipeline import TextToVideo
 
 FRAMES, CLIPS = 16, 2048                 # of the protocol
 LEAST_FRAMES = 10                        # with fewer nothing is left after I3D's strides
@@ -132,6 +136,61 @@ class Clip:
         parts = [captions[i:i + batch] for i in range(0, len(captions), batch)]
         vectors = [self.model.encode_text(self.tokenizer(part).to(self.device)).float().cpu() for part in parts]
         return F.normalize(torch.cat(vectors), dim=-1)
+
+
+# ---------------------------------------------------------------- a folder of films, and a model's clips
+
+def collect(pipe: TextToVideo, folder: str | Path, count: int, networks: dict[str, Callable[[Tensor], Tensor]],
+            halves: bool, seed: int = 0, progress: bool = True,
+            **settings) -> tuple[list[str], dict[str, dict[str, Tensor]]]:
+    """What networks, {name: function of clips (N, F, H, W, 3)}, say of films and of clips made of their captions.
+
+    Returns the captions, of `count` films at most, and {kind: {name: (N, D)}}. Kinds: "model", "shuffled", "real",
+    "real shuffled", row i of each about caption i. halves: also "other", as many films (or one more) that lend no
+    caption. Then all kinds are equally many, and compared with films of which none is among them.
+    A film that cannot be read is left out with a warning, before a clip is made. Raises ValueError for fewer than four.
+    """
+    config, films = pipe.config, []
+    found, _ = footage.scan(folder, config.num_frames, config.fps, progress=progress)
+    wanted = min(2 * count if halves else count, len(found))
+
+    def read():
+        for film in tqdm(random.Random(f"films {seed}").sample(found, len(found)), desc="reading films",
+                         disable=not progress):
+            try:
+                clip = footage.read_clip(film, config.num_frames, config.fps, config.height, config.width)
+            except ValueError as error:
+                warnings.warn(f"left out: {error}", stacklevel=2)
+                continue
+            films.append(film)
+            yield clip[None]                                                                  # (1, F, H, W, 3)
+            if len(films) == wanted:
+                return
+
+    def make():
+        for i in tqdm(range(0, len(captions), 4), desc="generating clips", disable=not progress):
+            yield metrics.generate(pipe, captions[i:i + 4], seed=seed + i, progress=False, **settings)
+
+    real, mixed = _look(networks, read(), seed)
+    if len(films) < 4:
+        raise ValueError(f"{len(films)} of the {len(found)} films in {folder} were read, for {count} clips; a distance "
+                         f"needs 4 films, and a reported one {CLIPS}")
+    asked = len(films) // 2 if halves else len(films)
+    captions = [film.caption for film in films[:asked]]
+    kinds = dict(zip(("model", "shuffled"), _look(networks, make(), seed)))
+    kinds |= {kind: {name: rows[:asked] for name, rows in lot.items()}
+              for kind, lot in (("real", real), ("real shuffled", mixed))}
+    return captions, {**kinds, "other": {name: rows[asked:] for name, rows in real.items()}} if halves else kinds
+
+
+def _look(networks: dict[str, Callable], batches: Iterable[Tensor], seed: int) -> list[dict[str, Tensor]]:
+    """What networks say of clips, and of the same with their frames shuffled: {name: (N, D)} each. No clip is kept."""
+    lots = [{name: [] for name in networks} for _ in range(2)]
+    for i, clips in enumerate(batches):
+        for lot, shown in zip(lots, (clips, metrics.shuffled(clips, seed + i))):
+            for name, network in networks.items():
+                lot[name].append(network(shown))
+    return [{name: torch.cat(parts) for name, parts in lot.items() if parts} for lot in lots]
 
 
 @contextmanager

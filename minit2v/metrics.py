@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .config import ModelConfig
 from .data import to_model
 from .pipeline import TextToVideo
 from .referee import agrees, read
@@ -59,28 +60,41 @@ def interval(share: float, count: int) -> float:
     return z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
 
 
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """The ends of that interval. Its middle is not the share but a little nearer to one half, so it stays in [0, 1]."""
+    z2, half = 1.96 ** 2 / count, interval(share, count)
+    middle = (share + z2 / 2) / (1 + z2)
+    return max(min(middle - half, share), 0.0), min(max(middle + half, share), 1.0)         # rounding aside
+
+
 def bootstrap(values: Tensor, statistic: Callable[[Tensor], float | Tensor] = torch.mean, draws: int = 1000,
-              level: float = 0.95, seed: int = 0, centred: bool = False) -> tuple[float, float]:
+              level: float = 0.95, seed: int = 0, centred: bool = False,
+              reference: Tensor | None = None) -> tuple[float, float]:
     """An interval for `statistic` of a sample: how much it would vary if other clips had been drawn.
 
     The sample `values`, (N, ...), one row a clip, is drawn again from itself, with repetition, `draws` times; the
     interval holds the middle `level` of what the statistic then says (Efron 1979; the percentile interval).
     centred: shifts it so that the draws' mean lies on the statistic of `values`. For one that grows when rows are
     repeated, as the Frechet distance does: the interval then tells its spread, and says nothing of its bias.
+    reference: the sample (M, ...) that `statistic(values, reference)` compares with. It is drawn again too, on its
+    own: it might have been another one as well.
     Raises ValueError for an empty sample, fewer than 20 draws, or a level not between 0 and 1.
     """
     if values.ndim == 0 or len(values) == 0 or draws < 20 or not 0 < level < 1:
         raise ValueError(f"the sample has the shape {tuple(values.shape)}, with draws={draws}, level={level}; it needs "
                          "one row or more, 20 draws or more and a level between 0 and 1")
     values = values if values.is_floating_point() else values.double()
+    samples = [values] if reference is None else [values, reference]
     generator = torch.Generator().manual_seed(seed)
-    rows = torch.randint(len(values), (draws, len(values)), generator=generator)              # (draws, N)
+    rows = [torch.randint(len(one), (draws, len(one)), generator=generator) for one in samples]         # (draws, N)
     if statistic is torch.mean:                                                               # all draws at once
-        found = values.double().flatten(1).mean(1)[rows].mean(1) if values.ndim > 1 else values.double()[rows].mean(1)
+        one = values.double().flatten(1).mean(1) if values.ndim > 1 else values.double()
+        found = one[rows[0]].mean(1)                                                          # (draws,)
     else:
-        found = torch.tensor([float(statistic(values[row])) for row in rows], dtype=torch.float64)      # (draws,)
+        drawn = ([one[row] for one, row in zip(samples, draw)] for draw in zip(*rows))
+        found = torch.tensor([float(statistic(*again)) for again in drawn], dtype=torch.float64)        # (draws,)
     if centred:
-        found = found - found.mean() + float(statistic(values))
+        found = found - found.mean() + float(statistic(*samples))
     low, high = torch.quantile(found, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
     return low, high
 
@@ -156,9 +170,14 @@ def check_clips(clips: Tensor, least: int) -> None:
                          f"width, 3) of torch.uint8, with {least} frames or more; of a single clip, take clip[None]")
 
 
-def draw(scenes: list[Scene], batch: int = 50) -> Tensor:
-    """Real clips of scenes, (N, F, H, W, 3) uint8."""
-    return torch.cat([render(scenes[i:i + batch]) for i in range(0, len(scenes), batch)])
+def draw(scenes: list[Scene], batch: int = 50, **size) -> Tensor:
+    """Real clips of scenes, (N, F, H, W, 3) uint8; `size` is what `world.render` takes: frames, rate, pixels."""
+    return torch.cat([render(scenes[i:i + batch], **size) for i in range(0, len(scenes), batch)])
+
+
+def size_of(config: ModelConfig) -> dict[str, float]:
+    """The size and rate of a model's clips, as `draw` takes them: only clips of one kind can be compared."""
+    return {name: getattr(config, name) for name in ("num_frames", "fps", "height", "width")}
 
 
 def generate(pipe: TextToVideo, prompts: list[str], seed: int = 0, batch: int = 25, progress: bool = True,
@@ -176,25 +195,31 @@ def generate(pipe: TextToVideo, prompts: list[str], seed: int = 0, batch: int = 
 
 def referee_rows(pipe: TextToVideo, count: int, seed: int = 0) -> list[dict]:
     """How well the referee reads clips whose truth is known: real, passed through the VAE, shuffled, noise."""
-    rows = []
+    rows, size = [], size_of(pipe.config)
     for level, name in ((1, "one object"), (2, "two objects")):
         scenes = judging_scenes(level, "train", count, seed)
-        real = draw(scenes)
-        rows += [{"clips": f"{name}, real", **accuracy(real, scenes)},
-                 {"clips": f"{name}, through the VAE", **accuracy(through_autoencoder(pipe, real), scenes)},
-                 {"clips": f"{name}, frames shuffled", **accuracy(shuffled(real, seed), scenes)},
-                 {"clips": f"{name}, chance", **chance(level)}]
+        real = draw(scenes, **size)
+        kinds = {"real": real, "through the VAE": through_autoencoder(pipe, real),
+                 "frames shuffled": shuffled(real, seed)}
+        rows += [{"clips": f"{name}, {kind}", **accuracy(clips, scenes, size["fps"])} for kind, clips in kinds.items()]
+        rows.append({"clips": f"{name}, chance", **chance(level)})
     noise = torch.randint(0, 256, real.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
-    readable = sum(bool(read(clip)) for clip in noise) / count
+    readable = sum(bool(read(clip, size["fps"])) for clip in noise) / count
     return rows + [{"clips": "noise that was readable", "all": readable}]
 
 
+def per_cent(share: float, count: int, digits: int = 1) -> str:
+    """A share of `count` trials with its 95 % interval: "91.8 (88.7-94.1)"."""
+    low, high = wilson(share, count)
+    return f"{100 * share:.{digits}f} ({100 * low:.{digits}f}-{100 * high:.{digits}f})"
+
+
 def table(rows: list[dict], count: int) -> str:
-    """Rows as a Markdown table in per cent, with the 95 % interval of the last column."""
+    """Rows as a Markdown table in per cent; in brackets the 95 % interval of the last column, Wilson's."""
     lines = ["| clips | colour | shape | motion | all three |", "|---|---|---|---|---|"]
     for row in rows:
         cells = [f"{100 * row[a]:.1f}" if a in row else "" for a in ATTRIBUTES]
         if "chance" not in row["clips"]:
-            cells[-1] += f" ± {100 * interval(row['all'], count):.1f}"
+            cells[-1] = per_cent(row["all"], count)
         lines.append("| " + " | ".join([row["clips"], *cells]) + " |")
     return "\n".join(lines)

@@ -64,7 +64,7 @@ for name, clips in {"real clips": real, "frozen pictures": frozen}.items():
 # | what | number |
 # |---|---|
 # | chance of guessing colour, shape and motion of a clip | 0.2 % |
-# | 84 right of 100, and how far the truth may be from that | 84 % ± 7 % |
+# | 84 right of 100, and where the truth may lie | from 76 % to 90 % |
 # | our Fréchet distance against the textbook's formula | equal to 0.000001 |
 # | distance of 48 clips from 48 others of the very same kind | far above 0 |
 # | ten times as many of them | divides that by about 10 |
@@ -138,17 +138,27 @@ print("motions that survive any order of the frames:", sorted(followed))
 # The 32 clips are few. Had we drawn 32 others, how different could the number be? There are two ways to answer.
 #
 # **A formula.** For a share $p$ of $n$ trials Wilson (1927) gives an interval that holds the truth in 95 cases of 100.
-# Half of its width, with $z = 1.96$:
+# With $z = 1.96$ its middle, and half of its width, are
 #
-# $$\frac{z}{1 + z^2/n}\,\sqrt{\frac{p\,(1-p)}{n} + \frac{z^2}{4 n^2}}$$
+# $$\frac{p + z^2/2n}{1 + z^2/n} \qquad\text{and}\qquad
+#   \frac{z}{1 + z^2/n}\,\sqrt{\frac{p\,(1-p)}{n} + \frac{z^2}{4 n^2}}$$
 
 # %%
 # from minit2v.metrics import interval
 
+# %%
+# from minit2v.metrics import wilson
+
 # %% tags=["nbval-check-output"]
 for count in (32, 100, 1000, 10000):
-    print(f"84 % of {count:6,} clips: ± {100 * interval(0.84, count):.1f} %")
-assert round(100 * interval(0.84, 100)) == 7
+    low, high = wilson(0.84, count)
+    print(f"84 % of {count:6,} clips: from {100 * low:.1f} to {100 * high:.1f} %")
+print("none of 100 clips: from {:.1f} to {:.1f} %".format(*(100 * end for end in wilson(0.0, 100))))
+assert [round(100 * end) for end in wilson(0.84, 100)] == [76, 90]
+
+# %% [markdown]
+# The middle is not the share itself but a little nearer to one half, so the interval never leaves the scale. That is
+# why it is written by its two ends. A "0 ± 2 %" would promise less than 2 % where the truth may be nearly 4.
 
 # %% [markdown]
 # **Drawing again.** A formula exists for shares and means. For other numbers we need something that always works, and
@@ -161,13 +171,13 @@ assert round(100 * interval(0.84, 100)) == 7
 
 # %%
 answers = torch.tensor([float(agrees(read(clip), scene)["all"]) for clip, scene in zip(made, scenes)])
-low, high = bootstrap(answers)
-print(f"the model: {100 * answers.mean():.0f} % right; formula ± {100 * interval(answers.mean().item(), 32):.0f} %, "
-      f"bootstrap from {100 * low:.0f} % to {100 * high:.0f} %")
+print(f"the model: {100 * answers.mean():.0f} % right")
+for name, (low, high) in {"formula": wilson(answers.mean().item(), 32), "bootstrap": bootstrap(answers)}.items():
+    print(f"{name:9} from {100 * low:.0f} % to {100 * high:.0f} %")
 
 # %% [markdown]
-# (Share and half width may add up to more than 100. Wilson's interval has its middle not at the share itself but a
-# little nearer to one half, so that it never leaves the scale.)
+# They agree, more or less. Not near the ends of the scale, though: if all 32 are right, each draw is all right too,
+# and a bootstrap says "from 100 to 100". So for shares take the formula.
 #
 # Does a bootstrap tell the truth? On real life one cannot check it. In a world of coins one can: let 84 % of all clips
 # be right, take 32 of them, and see how often the interval from these holds the 84 %.

@@ -4,6 +4,7 @@ import json
 import random
 import re
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -353,8 +354,22 @@ def test_the_tables_print_the_stored_rows():
             cells = [cell.strip() for cell in line.strip("|").split("|")]
             scores = row["en"] if name == "training" else row
             for cell, attribute in zip(cells[6:], metrics.ATTRIBUTES):
-                share, half = 100 * scores[attribute], 100 * metrics.interval(scores[attribute], row["clips"])
-                assert cell == f"{share:.0f} ± {half:.0f}"
+                low, high = metrics.wilson(scores[attribute], row["clips"])
+                assert cell == f"{100 * scores[attribute]:.0f} ({100 * low:.0f}-{100 * high:.0f})"
+
+
+def test_the_notebooks_folder_shows_all_stored_rows():
+    """ablations.md holds exactly the tables that the stored rows print."""
+    text = (Path(__file__).parent.parent / "notebooks" / "ablations.md").read_text(encoding="utf-8")
+    printed = re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)
+    assert printed == [table(name) + "\n" for name in results()]
+
+
+def test_the_figures_whiskers_are_wilsons_own():
+    """Above a share of nothing there is an interval, and below it none."""
+    below, above = ablation._whiskers([0.0, 1.0, 0.5], [100, 100, 16])
+    assert below == pytest.approx([0, 100 * 1.96 ** 2 / (100 + 1.96 ** 2), 100 * metrics.interval(0.5, 16)])
+    assert above == pytest.approx([100 * 1.96 ** 2 / (100 + 1.96 ** 2), 0, 100 * metrics.interval(0.5, 16)])
 
 
 def test_the_stored_training_rows_are_of_equal_compute(pipe):

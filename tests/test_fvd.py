@@ -3,6 +3,7 @@
 import hashlib
 import json
 import warnings
+import weakref
 
 import numpy as np
 import open_clip
@@ -12,7 +13,8 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
 
-from minit2v import fvd
+from minit2v import fvd, video
+from minit2v.config import mini
 
 
 class StandIn(torch.nn.Module):
@@ -157,6 +159,38 @@ def test_files_that_hold_no_clip(tiny_clip, tmp_path):
         torch.save({"evil": Evil()}, tmp_path / "evil.bin")
         fvd.Clip(tmp_path / "evil.bin", "minit2v-test-clip")
     assert not Evil.ran
+
+
+# --- a folder of films ---
+
+def test_films_and_a_models_clips_pass_by_and_are_not_kept(tmp_path):
+    """2048 clips of 16 x 256 x 256 are 6 GB. Row i of each kind is of caption i; films that lend none are "other"."""
+    for i in range(9):
+        clip = torch.full((16, 16, 16, 3), 25 * i, dtype=torch.uint8)
+        clip[torch.arange(16), :, torch.arange(16)] += 20                                      # a line that moves
+        video.save(clip, tmp_path / f"{i}.gif", fps=8)
+        (tmp_path / f"{i}.txt").write_text(str(25 * i), encoding="utf-8")
+    refs, sizes = [], []
+
+    def mean(clips):
+        refs.append(weakref.ref(clips))
+        sizes.append((len(clips), sum(ref() is not None for ref in refs)))
+        return clips.float().mean(dim=(1, 2, 3, 4))[:, None]                                   # (N, 1)
+
+    def pipe(prompts, seed, progress):
+        return torch.stack([torch.full((16, 64, 64, 3), int(prompt), dtype=torch.uint8) for prompt in prompts])
+
+    pipe.config = mini()
+    for halves, wanted in ((False, 6), (True, 4)):
+        captions, kinds = fvd.collect(pipe, tmp_path, 6, {"mean": mean}, halves, progress=False)
+        assert len(captions) == wanted
+        levels = torch.tensor([float(text) for text in captions])[:, None]
+        for kind in ("model", "shuffled", "real", "real shuffled"):
+            assert torch.allclose(kinds[kind]["mean"], levels, atol=5)                         # the line adds 1 or 2
+        assert ("other" in kinds) is halves
+    apart = torch.cdist(kinds["other"]["mean"], kinds["real"]["mean"])
+    assert len(kinds["other"]["mean"]) == 5 and apart.min() > 15
+    assert max(count for count, _ in sizes) == 4 and max(alive for _, alive in sizes) == 2     # and the same, shuffled
 
 
 class Evil:

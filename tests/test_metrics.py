@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from minit2v import frechet, metrics
+from minit2v.config import mini
 from minit2v.data import scenes_of
 from minit2v.metrics import accuracy, chance, draw, interval, shuffled, table
 from minit2v.world import COLOURS, MOTIONS, ORBIT_RADIUS, SHAPES, SPEEDS, Scene, Thing, combinations, state, times
@@ -61,11 +62,22 @@ def test_the_interval_is_wilsons(right, count):
     assert interval(share, count) == pytest.approx(abs(ends[0] - ends[1]).item() / 2, abs=1e-7)
 
 
+    assert metrics.wilson(share, count) == pytest.approx(sorted(ends.real), abs=1e-7)
+
+
 def test_the_interval_of_published_examples():
     """Newcombe 1998, Statistics in Medicine 17, table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29."""
     for right, count, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605),
                                     (0, 20, 0.0000, 0.1611), (1, 29, 0.0061, 0.1718)):
-        assert interval(right / count, count) == pytest.approx((high - low) / 2, abs=1e-4)
+        assert metrics.wilson(right / count, count) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_shares_near_nothing_and_all_have_intervals_to_one_side():
+    """By hand: none of n has z^2 / (n + z^2) at the upper end."""
+    assert metrics.per_cent(0.0, 100, 0) == "0 (0-4)" and metrics.per_cent(1.0, 400) == "100.0 (99.0-100.0)"
+    assert metrics.wilson(0.0, 100) == pytest.approx((0, 1.96 ** 2 / (100 + 1.96 ** 2)))
+    assert all(0 <= low <= k / n <= high <= 1 for n in range(1, 60) for k in range(n + 1)
+               for low, high in [metrics.wilson(k / n, n)])
 
 
 def test_the_bootstrap_covers_the_truth_as_often_as_it_says():
@@ -97,6 +109,31 @@ def test_the_bootstrap_is_seeded_and_takes_any_statistic():
     assert metrics.bootstrap(torch.tensor([True, True])) == (1, 1)
     middle = sum(metrics.bootstrap(values, spread, centred=True)) / 2
     assert middle == pytest.approx(float(spread(values)), rel=0.01) and first[0] < first[1]
+
+
+def test_the_interval_of_a_distance_is_as_wide_as_it_varies():
+    """Against 100 pairs of samples, drawn anew, of two Gaussians a shift apart: the distances' own standard deviation.
+
+    Both samples might have been others. With the reference held fixed the interval is too narrow, by nearly a third.
+    """
+    generator = torch.Generator().manual_seed(0)
+    pairs = torch.randn(100, 2, 60, 4, generator=generator, dtype=torch.float64)
+    pairs[:, 1] += 1
+    spread = torch.tensor([frechet.distance(*pair) for pair in pairs]).std()
+    widths = {}
+    for fixed in (False, True):
+        ends = [metrics.bootstrap(a, (lambda rows: frechet.distance(rows, b)) if fixed else frechet.distance, 100,
+                                  centred=True, reference=None if fixed else b) for a, b in pairs[:5]]
+        widths[fixed] = sum(high - low for low, high in ends) / 5 / (2 * 1.96 * float(spread))
+    assert widths[False] == pytest.approx(1, abs=0.15) and widths[True] < 0.8
+
+
+def test_a_reference_is_drawn_again_on_its_own():
+    """Not row by row with the values: a statistic that pairs them would else see its pairs again."""
+    values = torch.arange(50.0)
+    low, high = metrics.bootstrap(values, lambda a, b: (a - b[:50]).abs().sum(), 50, reference=torch.arange(70.0))
+    assert low > 0
+    assert metrics.bootstrap(values, lambda a, b: len(a) + len(b), 20, reference=values[:30]) == (80, 80)
 
 
 def test_centred_intervals_do_not_move_with_the_bias_of_repetition():
@@ -232,7 +269,7 @@ def test_smoothness_is_one_minus_acceleration():
 # --- tables ---
 
 def test_the_referee_stands_between_chance_and_one():
-    rows = metrics.referee_rows(SimpleNamespace(autoencoder=Perfect(1, 1)), count=6)
+    rows = metrics.referee_rows(SimpleNamespace(autoencoder=Perfect(1, 1), config=mini()), count=6)
     found = {row["clips"]: row for row in rows}
     assert list(found) == [f"{n} object{s}, {kind}" for n, s in (("one", ""), ("two", "s")) for kind in
                            ("real", "through the VAE", "frames shuffled", "chance")] + ["noise that was readable"]
@@ -250,6 +287,6 @@ def test_a_table_is_markdown_in_per_cent():
     assert table(rows, 400).splitlines() == [
         "| clips | colour | shape | motion | all three |",
         "|---|---|---|---|---|",
-        "| seen, English | 100.0 | 97.5 | 50.0 | 48.8 ± 4.9 |",
+        "| seen, English | 100.0 | 97.5 | 50.0 | 48.8 (43.9-53.6) |",
         "|   chance | 12.5 | 25.0 | 7.1 | 0.2 |",
-        "| noise that was readable |  |  |  | 0.0 ± 0.5 |"]
+        "| noise that was readable |  |  |  | 0.0 (0.0-1.0) |"]
