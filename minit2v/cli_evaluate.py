@@ -32,8 +32,8 @@ def add(verb, positive, seed, add_sampling) -> None:
                      help="number type (default: float32)")
     one.add_argument("--device", metavar="D", help="where to compute (default: cpu)")
     real = one.add_argument_group("against real films, for models that know more than Moving Shapes")
-    real.add_argument("--real", type=Path, metavar="FOLDER", help="films with captions, as finetune reads them; for FVD, "
-                      "half of them are only compared with")
+    real.add_argument("--real", type=Path, metavar="FOLDER", help="films with captions, as finetune reads them; for "
+                      "FVD, half of them are only compared with")
     real.add_argument("--i3d", type=Path, metavar="FILE", help="i3d_torchscript.pt, for FVD. It is a program: take it "
                       "from somebody you trust")
     real.add_argument("--i3d-sha256", metavar="HEX", help="open the file only if it has this SHA-256")
