@@ -18,10 +18,11 @@ nbgrader: $(VENV)/ready-test
 NEW_ENOUGH = import sys; sys.exit(sys.version_info < (3, 10) and f'this is Python {sys.version.split()[0]}, 3.10 or \
 newer is needed; name another by make PYTHON=python3.12 and the like')
 
-# The environment: made once, and again when pyproject.toml has changed.
+# The environment: made once, again if it has no pip (a venv that failed leaves such a one), filled again when
+# pyproject.toml has changed.
 $(VENV)/ready-test: EXTRAS = [test]
 $(VENV)/ready-course: EXTRAS = [course]
 $(VENV)/ready $(VENV)/ready-test $(VENV)/ready-course: pyproject.toml
-	test -x $(VENV)/bin/python || { $(PYTHON) -c "$(NEW_ENOUGH)" && $(PYTHON) -m venv $(VENV); }
+	$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || { $(PYTHON) -c "$(NEW_ENOUGH)" && $(PYTHON) -m venv $(VENV); }
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable ".$(EXTRAS)"
 	touch $@

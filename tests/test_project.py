@@ -129,6 +129,20 @@ def test_make_leaves_nothing_of_an_old_python(tmp_path):
     assert done.returncode != 0 and "3.10 or newer is needed" in done.stderr and not (tmp_path / "made").exists()
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_mends_an_environment_without_pip(tmp_path):
+    """Debian without python3-venv leaves one; later `make` would only say "No module named pip"."""
+    pytest.importorskip("ensurepip")
+    venv = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+    nothing = {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}        # so it goes no further
+    subprocess.run(["make", "demo", f"VENV={venv}", f"PYTHON={sys.executable}"], cwd=ROOT, capture_output=True,
+                   env={**os.environ, **nothing})
+    done = subprocess.run([venv / "bin" / "python", "-m", "pip", "--version"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
 def test_ci_runs_the_readmes_command():
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
