@@ -7,6 +7,8 @@ too, and the tokenizer can learn them (`recipe.learn_vocabulary`).
 
 import random
 import re
+import unicodedata
+import warnings
 
 from .world import COLOURS, GROUNDS, HEADINGS, TEXTURES, Scene, Thing
 
@@ -119,9 +121,19 @@ VOCABULARY = {"en": sorted(_words_of(ENGLISH) | set(COLOURS) | {"a", "an", "and"
 
 
 def unknown_words(prompt: str) -> list[str]:
-    """The words of `prompt` that no caption contains, in order, each once."""
+    """The words and signs of `prompt` that no caption contains, each once; punctuation if there is nothing else."""
     unknown = [w for w in re.findall(r"[^\W\d_\u4e00-\u9fff]+|\d+", prompt.lower()) if w not in VOCABULARY["en"]]
     longest_first = sorted(VOCABULARY["zh"], key=len, reverse=True)
     for run in re.findall(r"[\u4e00-\u9fff]+", prompt):
         unknown += re.findall("[\u4e00-\u9fff]+", re.sub("|".join(longest_first), " ", run))
+    kinds = "S" if re.search(r"[^\W_]", prompt) else "SP"                # of Unicode: symbols (🔴), punctuation
+    unknown += [sign for sign in prompt if unicodedata.category(sign)[0] in kinds]
     return list(dict.fromkeys(unknown))
+
+
+def warn_of_unknown_words(prompts: list[str]) -> None:
+    """One warning for all words that no caption contains; the line it points at is the caller's caller's."""
+    if unknown := [word for prompt in prompts for word in unknown_words(prompt)]:
+        known = "; ".join(", ".join(words) for words in VOCABULARY.values())
+        warnings.warn(f"the mini model never saw {', '.join(map(repr, dict.fromkeys(unknown)))} and can only "
+                      f"guess. The words it knows: {known}", stacklevel=3)

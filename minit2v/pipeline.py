@@ -15,7 +15,6 @@ import os
 import re
 import shutil
 import sys
-import warnings
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -170,7 +169,8 @@ class TextToVideo:
         generators = [torch.Generator().manual_seed(s) for s in _seeds(seed, len(prompts))]
         shape = self._latent_shape(len(prompts), num_frames, height, width, latents)
         video.to_uint8(torch.zeros(3, 1, 1, 1), rounding)                         # a wrong word is told before the work
-        self._warn_of_unknown_words(prompts)
+        if self.config.name == "mini":
+            captions.warn_of_unknown_words(prompts + negatives)
         if limits.is_released(self.config.text):
             limits.warn_of_language(prompts + negatives)
 
@@ -260,13 +260,6 @@ class TextToVideo:
             raise ValueError("latents hold values that are NaN or infinite; the start noise must be finite numbers")
         return shape
 
-    def _warn_of_unknown_words(self, prompts: list[str]) -> None:
-        unknown = [word for prompt in prompts for word in captions.unknown_words(prompt)]
-        if unknown and self.config.name == "mini":
-            known = "; ".join(", ".join(words) for words in captions.VOCABULARY.values())
-            warnings.warn(f"the mini model never saw {', '.join(map(repr, dict.fromkeys(unknown)))} and can only "
-                          f"guess. The words it knows: {known}", stacklevel=3)
-
 
 def load(source: str | os.PathLike | None = None, dtype: str | torch.dtype | None = None,
          device: str | torch.device | None = None, vae_dtype: str | torch.dtype | None = None,
@@ -296,7 +289,11 @@ def load(source: str | os.PathLike | None = None, dtype: str | torch.dtype | Non
     half = dtype.itemsize == 2
     if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         from .hub import fetch
-        folder, name = fetch(str(source), half=half), str(source)
+        try:
+            folder, name = fetch(str(source), half=half), str(source)
+        except (FileNotFoundError, ConnectionError) as error:
+            raise type(error)(f"there is no folder {str(source)!r} here; as the id of a model on the Hub: {error}"
+                              ) from error
     stored = layouts.open_model(folder, half)
     parts = {network: stored.part(network) for network in NETWORKS}      # all is accounted for before any is loaded
     for network, part in parts.items():

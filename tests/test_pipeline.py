@@ -242,9 +242,16 @@ def test_mini_names_words_that_it_does_not_know(tmp_path):
     with pytest.warns(UserWarning, match="'dragon'.*circle") as caught:
         assert mini(["a red dragon", "a dragon"], **STEPS).shape == (2, 3, 16, 16, 3)
     assert len(caught) == 1 and caught[0].filename == __file__        # it points at the caller's line
+    with pytest.warns(UserWarning, match="'🔴', '➡', 'dragon' and") as caught:         # signs alone; what not to show
+        mini("🔴 ➡️", negative_prompt="a dragon", **STEPS)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    with pytest.warns(UserWarning, match="saw '→' and"):
+        mini("a red circle → right", **STEPS)
+    with pytest.warns(UserWarning, match=r"saw '\?', '!' and"):
+        mini("?!", **STEPS)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        mini(["a red circle moves right", ""], **STEPS)
+        mini(["a red circle moves right", "", "A red (circle)!", "一个圆，"], negative_prompt="blue.", **STEPS)
         make_pipe(tmp_path, name="other")("a red dragon", **STEPS)    # others know more words than we do
 
 
@@ -335,6 +342,16 @@ def test_missing_files_are_named(copy):
         load(copy)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load(copy / "nowhere")
+
+
+def test_a_missing_folder_is_named_before_the_hub(tmp_path, monkeypatch):
+    """The README's own --weights runs/mini has the form of an id on the Hub."""
+    from huggingface_hub import constants
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(ConnectionError, match="^there is no folder 'runs/mini' here; as the id of a model on "):
+        load("runs/mini")
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, 0.5, 0.999])
