@@ -159,7 +159,10 @@ def _tables(folder: Path) -> tuple[dict[str, tuple[str, str]], list[tuple[str, s
             continue
         for number, line in lines:
             file, text = (line.get("file"), line.get("text")) if isinstance(line, dict) else (None, None)
-            if isinstance(file, str) and isinstance(text, str) and file.strip():
+            if isinstance(line, dict) and any(rest := line.get(None, [])):
+                skipped.append((f"{table}, line {number}", f"it has more cells than the first line, from {rest[0]!r} "
+                                'on; put a text that has commas in quotes, "a cat, asleep"'))
+            elif isinstance(file, str) and isinstance(text, str) and file.strip():
                 told[_key(file.strip().replace("\\", "/").removeprefix("./"))] = " ".join(text.split()), table
             else:
                 skipped.append((f"{table}, line {number}", "it has no file and text"))

@@ -15,8 +15,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file
+from test_pipeline import make_pipe
 
-from minit2v import footage, video
+from minit2v import cli, footage, video
 from minit2v.footage import Film, read_clip, scan
 
 
@@ -252,6 +254,20 @@ def test_films_that_cannot_be_used_are_named_and_the_others_are(tmp_path):
     assert reasons["blank.mp4"] == "its caption is empty" and "Invalid data" in reasons["noise.mp4"]
 
 
+def test_a_caption_with_commas_and_no_quotes_is_not_cut(tmp_path):
+    """Which of the cells belong to it nobody knows; empty ones, which spreadsheets leave behind, belong to nothing."""
+    for name in ("good.mp4", "quoted.mp4", "wide.mp4"):
+        video.save(numbered(16), tmp_path / name, fps=8)
+    (tmp_path / "captions.csv").write_text('file,text\ngood.mp4,a cat, that jumps over a wall\n'
+                                           'quoted.mp4,"a cat, asleep"\nwide.mp4,a dog,,\n')
+    films, skipped = scan(tmp_path, progress=False)
+    assert {f.path.name: f.caption for f in films} == {"quoted.mp4": "a cat, asleep", "wide.mp4": "a dog"}
+    reasons = dict(skipped)
+    assert set(reasons) == {"captions.csv, line 2", "good.mp4"} and "no caption" in reasons["good.mp4"]
+    assert reasons["captions.csv, line 2"].startswith("it has more cells than the first line, from "
+                                                      "' that jumps over a wall' on; put a text that has commas")
+
+
 def test_nothing_left_is_an_error_with_the_reasons(tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder"):
         scan(tmp_path / "none")
@@ -332,3 +348,31 @@ def test_real_films(real_films, tmp_path):
             expected = F.interpolate(cut, (64, 64), mode="bicubic", antialias=True)[0].permute(1, 2, 0).clamp(0, 255)
             assert (clip[i].float() - expected).abs().mean() < 3, (one.path.name, i)
         assert clip.float().std() > 20
+
+
+def test_fine_tuning_on_real_films(real_films, tmp_path, capsys):
+    """A look at what a small model will see, some steps, and as many again from the cache: the same steps."""
+    films, names = tmp_path / "films", ("bikes", "carphone_pristine")
+    films.mkdir()
+    for name in names:
+        (films / f"{name}.mp4").symlink_to(real_films / f"{name}.mp4")
+        (films / f"{name}.txt").write_text(f"the film {name}")
+    weights = make_pipe(tmp_path).save(tmp_path / "model")
+
+    def command(out, *more):
+        return cli.main([*map(str, ("finetune", "--data", films, "--weights", weights, "--cache", tmp_path / "cache",
+                                    "--steps", 3, "--batch", 2, "--judge", 0, "--out", tmp_path / out, *more))])
+
+    assert command("look", "--dry-run") == 0
+    assert "2 films to learn from, 0 left out" in capsys.readouterr().out
+    with Image.open(tmp_path / "look" / "data.png") as image:
+        assert np.asarray(image).std() > 20
+    assert not (tmp_path / "cache").exists()
+    assert command("one") == 0
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
+    lengths = {len(load_file(path)["value"]) for path in kept if path.name.startswith("clip")}
+    assert lengths == {80, 33} and len(kept) == 2 + 3                 # frames, 8 a second; two captions, and none
+    assert command("two") == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()} == kept
+    one, two = (json.loads((tmp_path / out / "report.json").read_text(encoding="utf-8")) for out in ("one", "two"))
+    assert one == two and one["clips"] == 2 and one["moved"] > 0
