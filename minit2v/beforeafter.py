@@ -26,6 +26,7 @@ from .world import COLOURS
 KNOWN = 16                                               # clips by which is judged what the mini model still knows
 SAMPLING = {"num_inference_steps": 15, "sampler": "dpm++"}
 HARDLY = 1 / 255                                         # a mean difference that nobody sees: one step of colour
+FROZEN = 1 / 3                                           # of the motion in the data; who moves less is a frozen picture
 ATTRIBUTES = ("colour", "shape", "motion")
 
 
@@ -38,17 +39,15 @@ def prompts_of(examples: Examples, count: int, seed: int = 0) -> list[str]:
 def look(pipe: TextToVideo, examples: Examples, prompts: list[str], progress: bool = True) -> tuple[Tensor, dict]:
     """Makes a clip of each prompt, prompt i with the seed i: (N, F, H, W, 3) uint8, and its figures, {name: number}.
 
-    "motion energy"; "asked: colour" and so on if the prompts are about Moving Shapes; "known: colour" and so on of
-    the mini model: the share of the referee's readings that are right, 0 to 1.
+    "motion energy"; and of the mini model the share of the referee's readings that are right, 0 to 1: "known: colour"
+    and so on, and "asked: colour" and so on of those prompts that are about Moving Shapes, "asked: captions" of them.
     """
     _, frames, height, width = examples.shape
     down = pipe.config.autoencoder.downscale
     clips = _make(pipe, prompts, progress, num_frames=frames, height=height * down, width=width * down)
     found = {"motion energy": metrics.motion_energy(clips).mean().item() if frames > 1 else 0.0}
     if pipe.config.name == "mini":
-        asked = [meant(prompt) for prompt in prompts]
-        if all(asked) and frames >= 4:
-            found |= {f"asked: {a}": share for a, share in _share(clips, asked, examples.fps).items()}
+        found |= _asked(clips, prompts, examples.fps)
         scenes = metrics.judging_scenes(1, "train", KNOWN)
         rng = random.Random("known")
         known = _make(pipe, [caption(scene, rng, "en") for scene in scenes], progress)
@@ -67,9 +66,8 @@ def real(pipe: TextToVideo, examples: Examples, prompts: list[str]) -> tuple[Ten
         clips.append(to_uint8(pipe.autoencoder.decode(latents.to(weight)).float())[0].cpu())      # (F, H, W, 3)
     clips = torch.stack(clips)
     found = {"motion energy": metrics.motion_energy(clips).mean().item() if clips.shape[1] > 1 else 0.0}
-    asked = [meant(prompt) for prompt in prompts]
-    if pipe.config.name == "mini" and all(asked) and clips.shape[1] >= 4:
-        found |= {f"asked: {a}": share for a, share in _share(clips, asked, examples.fps).items()}
+    if pipe.config.name == "mini":
+        found |= _asked(clips, prompts, examples.fps)
     return clips, found
 
 
@@ -81,17 +79,22 @@ def difference(clips: Tensor, others: Tensor) -> float:
 def verdict(before: dict, after: dict, data: dict, changed: float, moved: float) -> list[str]:
     """What went wrong, if the figures show it, and what to try: sentences, none if all is well.
 
+    The picture is frozen if clips move less than a third (FROZEN) as much as the data, before the run or after it.
     changed: `difference` of the clips. moved: how far the weights went, as a share of their size.
     """
     told = []
     was, now, own = (figures["motion energy"] for figures in (before, after, data))
-    if now < was / 2 and now >= own / 2:
-        told.append(f"The clips move less than half as much as before ({now:.4f}, was {was:.4f}). So do yours "
-                    f"({own:.4f}): that is what they taught. For more motion choose livelier clips, or a lower --fps.")
-    elif now < was / 2:
+    if was < own * FROZEN and now < own * FROZEN:
+        told.append(f"The picture was frozen before and still is: motion energy is {now:.4f}, was {was:.4f}, and in "
+                    f"your clips it is {own:.4f}. The model has not learnt to move: try more --steps, a larger --lr, "
+                    "--learns temporal or all, a smaller --image-share, or a model that moves to start from.")
+    elif now < own * FROZEN or now < min(was, own) / 2:
         told.append(f"The picture is freezing: motion energy fell to {now:.4f} from {was:.4f}, and in your clips it is "
                     f"{own:.4f}. Usually the run was too long or too fast for so few clips: try fewer --steps, a "
                     "smaller --lr, --learns temporal or lora, a smaller --image-share, or more clips.")
+    elif now < was / 2:
+        told.append(f"The clips move less than half as much as before ({now:.4f}, was {was:.4f}). So do yours "
+                    f"({own:.4f}): that is what they taught. For more motion choose livelier clips, or a lower --fps.")
     if moved == 0:
         told.append("No weight moved. Try a larger --lr.")
     elif changed < HARDLY:
@@ -109,7 +112,9 @@ def table(before: dict, after: dict, data: dict) -> str:
     """The figures side by side, as a Markdown table."""
     def cell(figures, name):
         value = figures.get(name)
-        return "" if value is None else f"{value:.4f}" if name == "motion energy" else f"{100 * value:.0f} %"
+        if value is None or isinstance(value, int):
+            return str(value or "")
+        return f"{value:.4f}" if name == "motion energy" else f"{100 * value:.0f} %"
 
     lines = ["| | before | after | your clips |", "|---|---|---|---|"]
     return "\n".join(lines + [f"| {name} | {cell(before, name)} | {cell(after, name)} | {cell(data, name)} |"
@@ -149,6 +154,15 @@ def _make(pipe: TextToVideo, prompts: list[str], progress: bool, **sizes) -> Ten
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")                  # new words are what it is to learn
         return metrics.generate(pipe, prompts, batch=4, progress=progress, **SAMPLING, **sizes)
+
+
+def _asked(clips: Tensor, prompts: list[str], fps: float) -> dict[str, float]:
+    """How many prompts are about Moving Shapes, and how much of what they ask for is seen; {} if none can be judged."""
+    asked = {i: wanted for i, wanted in enumerate(map(meant, prompts)) if wanted}
+    if not asked or clips.shape[1] < 4:
+        return {}
+    found = _share(clips[list(asked)], list(asked.values()), fps)
+    return {"asked: captions": len(asked), **{f"asked: {name}": share for name, share in found.items()}}
 
 
 def _share(clips: Tensor, asked: list[dict], fps: float) -> dict[str, float]:
