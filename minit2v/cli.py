@@ -32,7 +32,7 @@ def generate(args) -> int:
     from minit2v import lora, pipeline, video
 
     adapters = [lora.check_file(path) for path in args.lora or []]
-    outputs = [video.check_path(path) for path in args.output or [Path("clip.mp4")]]     # before the work, not after
+    outputs = [video.check_path(path, args.fps) for path in args.output or [Path("clip.mp4")]]   # before the work
     given = args.prompt
     if args.translate:
         from minit2v import translate
@@ -42,6 +42,11 @@ def generate(args) -> int:
                          tokenizer=args.tokenizer, offload=args.offload)
     for path in adapters:
         pipe.load_lora(path)
+    fps = pipe.config.fps if args.fps is None else args.fps
+    size = args.height or pipe.config.height, args.width or pipe.config.width
+    pipe.check_size(*size)
+    for path in outputs:
+        video.check_path(path, fps, size)                                 # again, with what only the model knows
     if args.guidance_scale is None:
         args.guidance_scale = pipe.config.guidance_scale
     options = {name: getattr(args, name) for name in ("negative_prompt", "num_frames", "height", "width", "seed", "eta",
@@ -58,7 +63,6 @@ def generate(args) -> int:
         settings["lora"] = [path.name for path in adapters]
     if args.prompt != given:
         settings["translated_from"] = given
-    fps = pipe.config.fps if args.fps is None else args.fps
     for path in outputs:
         video.save(clip, path, fps=fps, settings=settings)
     readings = read_objects(clip, fps) if pipe.config.name == "mini" and frames >= 4 else None
@@ -243,6 +247,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command and returns its exit status; `argv` is the command line without the program's name."""
+    if hasattr(sys.stdout, "reconfigure"):                                # a pipe of Windows may not know Chinese or ↑
+        sys.stdout.reconfigure(errors="backslashreplace")                 # as the standard error does by itself
     args = build_parser().parse_args(argv)                                # ends with status 2 on bad usage
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning

@@ -14,12 +14,15 @@ def finetune(args) -> int:
     """Teaches a model your own clips: films with captions in a folder; the same command goes on after a kill."""
     import torch
 
-    from minit2v import distributed, examples, footage, pipeline, sharding
+    from minit2v import distributed, examples, files, footage, pipeline, sharding
     from minit2v import finetune as practice
     from minit2v.training import Plan
 
     if args.weights and Path(args.weights).resolve() == args.out.resolve():
         raise ValueError(f"--out and --weights are both {str(args.out)!r}; the result needs a folder of its own")
+    for folder in (args.out, args.cache):
+        if folder is not None:
+            files.check_folder(folder)
     plan = Plan(steps=args.steps, batch=args.batch, lr=args.lr or RATES[args.learns], accumulate=args.accumulate,
                 warmup=min(100, max(1, args.steps // 10)), ema=args.ema, save_every=args.save_every)
     ways = {name: getattr(args, name) for name in ("learns", "rank", "layers", "image_share", "min_snr", "shard")}

@@ -9,8 +9,9 @@ ABLATIONS = ("order", "layers", "mixing", "languages", "steps", "guidance")     
 
 def train(args) -> int:
     """Trains a model, stage by stage; the same command goes on where a killed one stopped."""
-    from minit2v import distributed, recipe
+    from minit2v import distributed, files, recipe
 
+    files.check_folder(args.out)
     with distributed.processes(args.device or "cpu") as device:
         return recipe.main_train(args, device)
 
@@ -19,8 +20,9 @@ def ablate(args) -> int:
     """Shows what a part is worth by leaving it out: in training at equal compute, or in sampling."""
     import torch
 
-    from minit2v import ablation
+    from minit2v import ablation, files
 
+    files.check_folder(args.out)
     if args.threads:
         torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)

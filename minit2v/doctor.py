@@ -7,6 +7,7 @@ come when the patient cannot get up.
 
 import os
 import platform
+import re
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from importlib import import_module, metadata
 from pathlib import Path
 
 MENDS = {"good": "", "poor": "works, but: ", "bad": "to mend: "}
+MODULES = {"open_clip_torch": "open_clip", "pillow": "PIL"}               # where the module has not the package's name
+INSTALL = "in the repository's folder, with the environment active: pip install -e ."
+NEWER_TORCH = "pip install --upgrade torch (for Macs with an Intel processor there is none that is new enough)"
 
 
 @dataclass(frozen=True)
@@ -34,39 +38,72 @@ def check_python() -> Finding:
 
 
 def check_packages() -> Finding:
-    """Imports what the package needs besides torch and PyAV, which have checks of their own."""
-    names = ("numpy", "einops", "open_clip", "safetensors", "PIL", "tqdm", "matplotlib", "huggingface_hub")
+    """Imports what the package needs besides torch, which has a check of its own, and looks at the versions."""
+    needs = needed()
+    if not needs:
+        return Finding("packages", "bad", "minit2v is here, but not installed: what it needs is not known", INSTALL)
     broken = {}
-    for name in names:
+    for name in needs.keys() - {"torch"}:
         try:
-            import_module(name)
+            import_module(MODULES.get(name, name))
+            if is_older(version := metadata.version(name), needs[name]):
+                broken[name] = f"it is {version}, but {needs[name]} or newer is needed"
         except Exception as error:                                        # a broken binary raises anything
             broken[name] = f"{type(error).__name__}: {error}"
     if broken:
-        return Finding("packages", "bad", "; ".join(f"{name} ({why})" for name, why in broken.items()),
-                       "in the repository's folder, with the environment active: pip install -e .")
-    return Finding("packages", "good", f"{len(names)} are there")
+        return Finding("packages", "bad", "; ".join(f"{name} ({broken[name]})" for name in sorted(broken)), INSTALL)
+    return Finding("packages", "good", f"{len(needs) - 1} are there")
+
+
+def needed() -> dict[str, str]:
+    """What minit2v cannot do without, as it was installed: {package: lowest version}; empty if it was not."""
+    try:
+        requirements = metadata.requires("minit2v") or []
+    except metadata.PackageNotFoundError:
+        requirements = []
+    return dict(one.partition(">=")[::2] for one in requirements if ";" not in one)       # ";" begins a condition
+
+
+def is_older(version: str, lowest: str) -> bool:
+    """Whether 2.4.1+cpu is older than 2.5: compared number by number, without what stands after the +."""
+    found, wanted = ([int(n) for n in re.findall(r"\d+", text.partition("+")[0])] for text in (version, lowest))
+    return found < wanted
 
 
 def check_torch() -> Finding:
     try:
         torch = import_module("torch")
-        works = torch.ones(2, 2).matmul(torch.ones(2, 2)).sum().item() == 8
+        works = _product(torch, "cpu") == 8
     except Exception as error:
-        return Finding("torch", "bad", f"{type(error).__name__}: {error}",
-                       "pip install --upgrade torch; on a Mac with an Intel processor, take the newest that pip offers")
+        return Finding("torch", "bad", f"{type(error).__name__}: {error}", NEWER_TORCH)
+    lowest = needed().get("torch", "0")
+    if is_older(torch.__version__, lowest):
+        return Finding("torch", "bad", f"it is {torch.__version__}, but {lowest} or newer is needed", NEWER_TORCH)
     if not works:
         return Finding("torch", "bad", "2 x 2 ones multiplied do not give 8", "pip install --force-reinstall torch")
     return Finding("torch", "good", f"{torch.__version__}, {torch.get_num_threads()} threads")
 
 
+def _product(torch, device) -> float:
+    ones = torch.ones(2, 2, device=device)
+    return (ones @ ones).sum().item()
+
+
 def check_device() -> Finding:
+    """Which device computes; a graphics card is recommended only if it does."""
     torch = import_module("torch")
     accelerator = getattr(torch, "accelerator", None)                     # since torch 2.6
     if accelerator is None:
         return Finding("device", "good", "the processor; for a word on graphics cards, pip install --upgrade torch")
     if accelerator.is_available():
         device = accelerator.current_accelerator()
+        try:
+            if (product := _product(torch, device)) != 8:
+                raise ArithmeticError(f"2 x 2 ones multiplied give {product}, not 8")
+        except Exception as error:                                        # the build does not fit card or driver
+            said = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+            return Finding("device", "poor", f"the processor; there is {device.type}, but it does not compute ({said})",
+                           "leave --device out, or install the build of torch that pytorch.org names for this card")
         return Finding("device", "good", f"{device.type}, besides the processor; use it by --device {device.type}")
     return Finding("device", "good", "the processor; enough for the mini model. (This torch finds no graphics card; if "
                    "there is one, install the build that pytorch.org names for it)")

@@ -37,10 +37,11 @@ def check_folder(path: str | os.PathLike) -> Path:
     Nothing of it is made yet.
     """
     path = Path(path)
-    here = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+    missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
+    here = missing[-1].parent if missing else path
     if not os.path.isdir(here):
         raise NotADirectoryError(f"cannot write into {str(path)!r}: {str(here)!r} is no folder; choose another one")
-    _try(here / "trial", path)
+    _try(missing[-1] if missing else path / "trial", path)
     return path
 
 

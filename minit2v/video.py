@@ -24,9 +24,10 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from minit2v.files import write_whole
+from minit2v.files import check_file, write_whole
 
-ENDINGS = (".mp4", ".gif", ".webp", ".png")
+FASTEST = {".mp4": 1000, ".gif": 50, ".webp": 500, ".png": 1000}      # frames a second; a GIF counts in hundredths
+ENDINGS = tuple(FASTEST)
 IMAGE_DESCRIPTION = 0x010E                                            # the Exif tag in which webp keeps the settings
 
 
@@ -67,13 +68,11 @@ def save(clip: torch.Tensor, path: str | os.PathLike, fps: float = 8, settings: 
 
     clip: (F, H, W, 3) uint8. settings: anything JSON can hold; fps and the number of frames are added.
     The file appears whole or not at all: it is written under another name and then renamed.
-    Raises ValueError for an unknown ending, a wrong tensor, a frame rate that is not positive, and for
-    odd sizes as .mp4; OSError where the file cannot be written.
+    Raises ValueError for an unknown ending, a wrong tensor, a frame rate that this kind of file does not know, and
+    for odd sizes as .mp4; OSError where the file cannot be written.
     """
-    path = check_path(path)
     _check_clip(clip)
-    if not 0 < fps <= 1000:
-        raise ValueError(f"fps is the number of frames a second, above 0 and at most 1000, not {fps}")
+    path = check_path(path, fps, tuple(clip.shape[1:3]))
     frames = clip.cpu().numpy()
     note = json.dumps({**(settings or {}), "num_frames": len(frames), "fps": fps})      # ASCII: safe in every format
     with write_whole(path) as temporary:
@@ -127,6 +126,7 @@ def show(clip: torch.Tensor, fps: float = 8, size: int = 256, alt: str = "a gene
     """
     from IPython.display import HTML  # only notebooks need IPython
 
+    _check_fps(fps, ".gif")
     images = []
     for one in clip if clip.dim() == 5 else [clip]:
         _check_clip(one)
@@ -138,26 +138,31 @@ def show(clip: torch.Tensor, fps: float = 8, size: int = 256, alt: str = "a gene
     return HTML("".join(images))
 
 
-def check_path(path: str | os.PathLike) -> Path:
-    """Says before the work begins whether `save` could write here; raises ValueError or OSError if not."""
+def check_path(path: str | os.PathLike, fps: float | None = None, size: tuple[int, int] | None = None) -> Path:
+    """Says before the work begins whether `save` could write here; raises ValueError or OSError if not.
+
+    fps, size: frames a second, and (height, width) in pixels, of the clip to come; None is not known yet.
+    """
     path = Path(path)
-    if path.suffix.lower() not in ENDINGS:
-        raise ValueError(f"cannot save {str(path)!r}: the name must end in one of {', '.join(ENDINGS)}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot save {str(path)!r}: there is no folder {str(path.parent)!r}; make it first")
-    if path.is_dir():
-        raise IsADirectoryError(f"cannot save {str(path)!r}: it is a folder; give the name of a file")
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"cannot save {str(path)!r}: the folder {str(path.parent)!r} may not be written to; "
-                              "choose another one")
-    return path
+    ending = path.suffix.lower()
+    if ending not in ENDINGS:
+        raise ValueError(f"cannot write {str(path)!r}: the name must end in one of {', '.join(ENDINGS)}")
+    if fps is not None:
+        _check_fps(fps, ending)
+    if ending == ".mp4" and size is not None and (size[0] % 2 or size[1] % 2):
+        raise ValueError(f"an .mp4 needs even sizes (its colours are stored at half size), not {size[0]} x {size[1]}; "
+                         "save as .gif or .webp")
+    return check_file(path)
+
+
+def _check_fps(fps: float, ending: str) -> None:
+    if not 0 < fps <= FASTEST[ending]:
+        raise ValueError(f"fps is {fps}, but must be above 0 and, for a {ending}, at most {FASTEST[ending]} frames a "
+                         f"second; an .mp4 may have up to {FASTEST['.mp4']}")
 
 
 def _write_mp4(frames: np.ndarray, path: Path, fps: float, note: str) -> None:
     _, height, width, _ = frames.shape
-    if height % 2 or width % 2:
-        raise ValueError(f"an .mp4 needs even sizes (its colours are stored at half size), not {height} x {width}; "
-                         "save as .gif or .webp")
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         container.metadata["comment"] = note
         stream = container.add_stream("h264", rate=Fraction(fps).limit_denominator(1000))
@@ -170,8 +175,6 @@ def _write_mp4(frames: np.ndarray, path: Path, fps: float, note: str) -> None:
 
 def _write_loop(frames: np.ndarray, path: Path | io.BytesIO, fps: float, note: str, kind: str) -> None:
     unit = 10 if kind == "GIF" else 1                                 # a GIF counts time in hundredths of a second
-    if 1000 / fps < 2 * unit:
-        raise ValueError(f"a .{kind.lower()} shows at most {500 // unit} frames a second, not {fps}; save as .mp4")
     starts = [unit * round(1000 / fps / unit * i) for i in range(len(frames) + 1)]         # milliseconds
     durations = [after - before for before, after in zip(starts, starts[1:])]
     first, *rest = [Image.fromarray(frame) for frame in frames]

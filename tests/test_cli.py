@@ -7,13 +7,14 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from test_pipeline import make_pipe
 
 import minit2v
-from minit2v import cli, doctor, video
+from minit2v import cli, doctor, pipeline, video
 
 FAST = ["--num-inference-steps", "2"]
 
@@ -26,7 +27,8 @@ def weights(tmp_path_factory):
 def run(*argv, **env):
     """The command in a process of its own, as a user starts it. Returns (status, stdout, stderr)."""
     done = subprocess.run([sys.executable, "-m", "minit2v.cli", *map(str, argv)], capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **env}, timeout=300)
+                          env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **env}, timeout=300,
+                          encoding=env.get("PYTHONIOENCODING"))
     return done.returncode, done.stdout, done.stderr
 
 
@@ -173,6 +175,8 @@ def test_failures_are_one_line_and_leave_no_file(weights, tmp_path):
     (["--eta", "0.5", "--sampler", "ddpm"], "only ddim"),
     (["--device", "abacus"], "abacus"),
     (["-o", "clip.gif", "--fps", "90"], "at most 50"),
+    (["-o", "clip.mp4", "-o", "clip.gif", "--fps", "60"], "at most 50"),
+    (["-o", "x" * 300 + ".gif"], "takes no file of this name"),
 ])
 def test_failures(weights, tmp_path, monkeypatch, capsys, options, message):
     monkeypatch.chdir(tmp_path)
@@ -204,6 +208,77 @@ def test_unwritable_output_is_found_before_the_work(tmp_path, capsys):
     # the weights do not exist either: the output is looked at first
     assert cli.main(["generate", "red", "--weights", "none", "-o", str(tmp_path / "no" / "clip.mp4")]) == 1
     assert "no folder" in capsys.readouterr().err
+    assert cli.main(["generate", "red", "--weights", "none", "-o", str(tmp_path / "clip.gif"), "--fps", "60"]) == 1
+    assert "at most 50" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name, change, message", [("clip.gif", {"fps": 60}, "fps is 60.*at most 50"),
+                                                   ("clip.mp4", {"height": 15}, "even sizes.*15 x 16")])
+def test_what_only_the_model_knows_is_looked_at_before_the_work(tmp_path, capsys, name, change, message):
+    """Of a model that halves nothing. 1,001 steps are refused as soon as the work begins: it has not begun."""
+    config = make_pipe(tmp_path).config
+    config = replace(config, autoencoder=replace(config.autoencoder, multipliers=(1,)),
+                     unet=replace(config.unet, multipliers=(1,), attention=(True,)), **change)
+    weights = pipeline.TextToVideo(config, **pipeline.networks(config)).save(tmp_path / "saved")
+    command = ["generate", "red", "--weights", str(weights), "--steps", "1001", "-o", str(tmp_path / name)]
+    assert cli.main(command) == 1
+    assert re.search(message, capsys.readouterr().err)
+    assert cli.main([*command[:-1], str(tmp_path / "clip.png")]) == 1
+    assert "num_inference_steps is 1001" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--referee", "--picture", "a.png", "--json", "a.json"], "the referee's table has no picture"),
+    (["--published", "--json", "a.json"], "--published only prints"),
+    (["--json", "."], "'.': it is a folder"),
+    (["--picture", "x" * 300], "takes no file of this name"),
+])
+def test_evaluate_looks_at_its_outputs_before_the_work(tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["evaluate", "--weights", "none", *options]) == 1          # weights that would be missed next
+    assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("verb", [["train"], ["ablate", "steps"], ["finetune", "--data", "none"]])
+def test_a_folder_that_cannot_be_made_is_told_before_the_work(tmp_path, monkeypatch, capsys, verb):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "afile").write_text("")
+    for out, message in (("afile", "cannot write into 'afile': 'afile' is no folder; choose another one"),
+                         (os.path.join("x" * 300, "y"), "cannot write ")):
+        assert cli.main([*verb, "--out", out]) == 1
+        err = capsys.readouterr().err
+        assert err.startswith(f"minit2v: error: {message}") and "choose another one" in err
+    assert [p.name for p in tmp_path.iterdir()] == ["afile"]
+
+
+# --- a standard output that does not take everything ---
+
+def test_a_pipe_of_another_encoding_gets_everything(weights, tmp_path):
+    path, windows = tmp_path / "clip.gif", {"PYTHONIOENCODING": "cp1252"}
+    command = ["generate", "红 café", "--weights", weights, *FAST, "-o", path]
+    status, out, err = run(*command, **windows)
+    assert (status, err) == (0, "") and out.startswith("'\\u7ea2 café': 3 frames") and path.is_file()
+    status, out, err = run(*command, "--json", **windows)
+    assert (status, err) == (0, "") and json.loads(out)["settings"]["prompt"] == "红 café"
+
+
+def test_tables_reach_a_pipe_of_another_encoding(tmp_path):
+    out = tmp_path / "figures.json"
+    status, printed, err = run("evaluate", "--clips", "2", "--steps", "1", "--json", out, PYTHONIOENCODING="cp1252")
+    assert status == 0, err
+    assert "course Frechet distance \\u2193" in printed and "±" in printed
+    assert json.loads(out.read_text(encoding="utf-8"))["clips"] == 2
+
+
+def test_files_are_written_before_anything_is_printed(tmp_path, monkeypatch, capsys):
+    """Nobody reads the pipe: what was measured is in its file all the same."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", os.fdopen(writes, "w", buffering=1))
+        assert cli.main(["evaluate", "--referee", "--clips", "1", "--json", str(tmp_path / "figures.json")]) == 1
+    assert "minit2v: error: " in capsys.readouterr().err
+    assert json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["clips"] == 1
 
 
 # --- doctor ---
@@ -233,6 +308,56 @@ def test_doctor_comes_when_torch_is_broken(tmp_path):
     assert status == 1 and "Traceback" not in err
     assert "bad   torch" in out and "libtorch.so" in out and "to mend: pip install --upgrade torch" in out
     assert "something that is needed is missing" in out
+
+
+def needing(requirements, folder, monkeypatch):
+    """From here on an installed minit2v declares these requirements."""
+    (folder / "minit2v-9.dist-info").mkdir()
+    lines = ["Metadata-Version: 2.1", "Name: minit2v", "Version: 9", *(f"Requires-Dist: {r}" for r in requirements)]
+    (folder / "minit2v-9.dist-info" / "METADATA").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(folder))
+
+
+def test_doctor_looks_for_every_declared_package(tmp_path, monkeypatch):
+    needing(["torch>=2.5", "regex>=99999.1", "no_such_package>=1", "pillow>=10.1", 'absent>=1; extra == "course"'],
+            tmp_path, monkeypatch)
+    assert doctor.needed() == {"torch": "2.5", "regex": "99999.1", "no_such_package": "1", "pillow": "10.1"}
+    finding = doctor.check_packages()
+    assert finding.status == "bad" and finding.remedy.endswith("pip install -e .")
+    assert re.fullmatch(r"no_such_package \(ModuleNotFoundError: .*\); regex \(it is 20\d\d[\d.]+, but 99999.1 or "
+                        r"newer is needed\)", finding.detail)
+    assert doctor.check_torch().status == "good"
+
+
+def test_doctor_knows_that_torch_is_too_old(tmp_path, monkeypatch):
+    needing(["torch>=99.5"], tmp_path, monkeypatch)
+    finding = doctor.check_torch()
+    assert finding.status == "bad" and f"it is {torch.__version__}, but 99.5 or newer is needed" == finding.detail
+    assert finding.remedy.startswith("pip install --upgrade torch") and "none that is new enough" in finding.remedy
+
+
+def test_doctor_says_that_the_package_is_not_installed(tmp_path, monkeypatch):
+    needing([], tmp_path, monkeypatch)
+    assert doctor.needed() == {} and doctor.check_packages().status == "bad"
+    assert "not installed" in doctor.check_packages().detail and doctor.check_torch().status == "good"
+
+
+def test_versions_are_compared_as_numbers():
+    older = [("2.4.1+cu121", "2.5"), ("2.9", "2.10"), ("0.4.2", "0.4.3"), ("9.5", "10.1")]
+    assert all(doctor.is_older(*pair) for pair in older) and not any(doctor.is_older(b, a) for a, b in older)
+    assert not any(doctor.is_older(*pair) for pair in [("2.5.0+cpu", "2.5"), ("2.5", "2.5"), ("12.0.0rc1", "12")])
+
+
+@pytest.mark.skipif(not hasattr(torch, "accelerator"), reason="torch 2.5 does not know which card there is")
+def test_doctor_recommends_no_card_that_does_not_compute(monkeypatch):
+    """Card number 99: no machine has it, and torch says so when it shall compute there."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda:99"))
+    finding = doctor.check_device()
+    assert finding.status == "poor" and "cuda, but it does not compute" in finding.detail
+    assert "leave --device out" in finding.remedy
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cpu"))     # one that computes
+    assert doctor.check_device().status == "good" and "--device cpu" in doctor.check_device().detail
 
 
 def test_doctor_names_damaged_weights(tmp_path, monkeypatch, weights):

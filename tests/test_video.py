@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import av
 import pytest
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 
 from minit2v import video
-from minit2v.files import write_whole
+from minit2v.files import check_folder, write_whole
 
 SETTINGS = {"prompt": "一个红色的圆", "seed": 3, "guidance_scale": 9.0}
 
@@ -105,6 +106,8 @@ def test_load_takes_evenly_spaced_frames(tmp_path):
 
 def test_show_carries_the_clip_in_the_page():
     pytest.importorskip("IPython")
+    with pytest.raises(ValueError, match="at most 50"):
+        video.show(moving_bar(), fps=60)
     page = video.show(moving_bar(), alt='a "bar"').data
     assert page.count("data:image/gif;base64,") == 1 and 'alt="a &quot;bar&quot;"' in page
     assert video.show(moving_bar()[None].repeat(3, 1, 1, 1, 1)).data.count("<img") == 3
@@ -128,10 +131,51 @@ def test_bad_paths(tmp_path, name, error, message):
 def test_a_folder_that_may_not_be_written_to(tmp_path):
     tmp_path.chmod(0o500)
     try:
-        with pytest.raises(PermissionError, match="may not be written"):
+        with pytest.raises(PermissionError, match="takes no file"):
             video.save(moving_bar(), tmp_path / "clip.gif")
     finally:
         tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize("folder, name", [
+    pytest.param("/proc", "clip.gif", marks=pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="of Linux")),
+    (".", "x" * 300 + ".gif")])
+def test_a_place_that_takes_no_file_is_told_before_the_work(folder, name):
+    """For the superuser, too: os.access says yes to both."""
+    path = Path(folder, name)
+    with pytest.raises(PermissionError, match=r"cannot write '.*gif': the folder '.*' takes no file.*another") as told:
+        video.check_path(path)
+    assert repr(str(path)) in str(told.value) and ".part" not in str(told.value)
+
+
+def test_the_look_at_a_place_leaves_nothing_there(tmp_path):
+    old = tmp_path / "clip.gif"
+    old.write_bytes(b"the file of yesterday")
+    assert video.check_path(old) == old and video.check_path(tmp_path / "new.gif") == tmp_path / "new.gif"
+    assert check_folder(tmp_path) == tmp_path and check_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    assert [p.name for p in tmp_path.iterdir()] == ["clip.gif"] and old.read_bytes() == b"the file of yesterday"
+    for folder in (old, old / "runs"):
+        with pytest.raises(NotADirectoryError, match="cannot write into.*clip.gif' is no folder; choose another"):
+            check_folder(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_what_is_no_plain_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe.gif")                                  # as /dev/null is none, which root could replace
+    with pytest.raises(IsADirectoryError, match="no plain file"):
+        video.save(moving_bar(), tmp_path / "pipe.gif")
+
+
+def test_what_a_kind_of_file_cannot_hold_is_told_before_the_work(tmp_path):
+    for name, fps, size in (("a.gif", 50, (33, 48)), ("a.webp", 500, (33, 47)), ("a.mp4", 1000, (32, 48)),
+                            ("a.png", 60, (33, 47)), ("a.gif", None, None)):
+        video.check_path(tmp_path / name, fps, size)
+    for name, fps, size, says in (("a.gif", 50.1, None, "fps is 50.1.*at most 50 frames a second"),
+                                  ("a.webp", 501, None, "at most 500"), ("a.mp4", 1001, None, "at most 1000"),
+                                  ("a.png", 0, None, "above 0"), ("a.mp4", 8, (32, 47), "even sizes.*32 x 47")):
+        with pytest.raises(ValueError, match=says):
+            video.check_path(tmp_path / name, fps, size)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("clip, message", [
