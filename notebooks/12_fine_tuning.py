@@ -286,14 +286,14 @@ print(f"before, by a judge that does not ask for a single thing: {fooled} of 12"
 # itself, but a little nearer to a half), beside the floor and the ceiling that we measured:
 
 # %%
-def wilson(found, n):
+def ends(found, n):
     """Wilson's 95 % interval of a share, in per cent: from, to."""
-    middle, half = (found + 1.92) / (n + 3.84), metrics.interval(found / n, n)
-    return f"{100 * max(middle - half, 0):3.0f} to {100 * min(middle + half, 1):3.0f} %"
+    low, high = metrics.wilson(found / n, n)
+    return f"{100 * low:3.0f} to {100 * high:3.0f} %"
 
 
 for when, found in count.items():
-    print(f"{when:7} {found:2} of 12: {wilson(found, 12)}")
+    print(f"{when:7} {found:2} of 12: {ends(found, 12)}")
 print(f"floor   {sum(map(is_zigzag, known_clips))} of 100; ceiling {sum(map(is_zigzag, back))} of 20")
 
 # %% [markdown]
@@ -353,7 +353,7 @@ figures.plot({"zigzags that zigzag": [new for new, _ in dial.values()],
 # %%
 for strength, (_, kept) in dial.items():
     worse = int((loss[strength] > loss[0.0]).sum())
-    print(f"strength {strength}: {wilson(round(12 * kept), 12)} of old clips right; their loss "
+    print(f"strength {strength}: {ends(round(12 * kept), 12)} of old clips right; their loss "
           f"{loss[strength].mean():.4f}, higher than at 0 for {worse:2} of 40")
 
 # %% tags=["nbval-check-output"]
@@ -402,7 +402,7 @@ rows = {"the old model": (dial[0.0], 0.0), "LoRA, half strength": (dial[0.5], 0.
 print(f"{'':20} {'zigzags, of 12':20}{'old right, of 12':20}old loss")
 for name, ((new, kept), key) in rows.items():
     new, kept = round(12 * new), round(12 * kept)
-    print(f"{name:20} {new:2} ({wilson(new, 12)})   {kept:2} ({wilson(kept, 12)})   {loss[key].mean():.3f}")
+    print(f"{name:20} {new:2} ({ends(new, 12)})   {kept:2} ({ends(kept, 12)})   {loss[key].mean():.3f}")
 
 # %% [markdown]
 # The intervals beside the counts are wide: where two ways differ by two or three clips of twelve, neither has won. The
