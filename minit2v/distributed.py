@@ -14,8 +14,10 @@ the others; without torchrun they end, too, when the connection to it breaks.
 """
 
 import contextlib
+import itertools
 import os
 import sys
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -27,6 +29,7 @@ from .offload import present
 
 PATIENCE = timedelta(minutes=30)         # for processes that are alive but busy, as the first one is while it saves
 BUCKET = 2 ** 24                         # numbers that are sent together: 64 MB in float32
+_waits = itertools.count()               # of `wait_for_first`, alike in all processes
 
 
 @contextlib.contextmanager
@@ -47,6 +50,7 @@ def processes(device: str | torch.device = "cpu") -> Iterator[torch.device]:
     dist.init_process_group(dist.Backend.default_device_backend_map[device.type], timeout=PATIENCE)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(sys.stdout if first() else nowhere):
         yield device                     # after an error nobody waits for the others: the process ends, and so do they
+    wait_for_first()                     # it may have much to look at and to write when the others are done
     dist.barrier()
     dist.destroy_process_group()
 
@@ -66,14 +70,28 @@ def first() -> bool:
     return rank() == 0
 
 
+def wait_for_first() -> None:
+    """Returns when the first process has come here, too, however long that takes: PATIENCE is for all other waiting.
+
+    It leaves word in the store, where the processes have met. If it dies instead, torchrun ends those who wait; without
+    torchrun the store is a part of it, and they end for want of that.
+    """
+    if world() > 1:
+        store, word = dist.distributed_c10d._get_default_store(), f"first came {next(_waits)}"
+        if first():
+            store.set(word, "")
+        while not store.check([word]):
+            time.sleep(0.1)
+
+
 @contextlib.contextmanager
 def first_ahead() -> Iterator[None]:
     """`with first_ahead():` the first process does what is inside alone; then the others do it, and find it done."""
-    if world() > 1 and not first():
-        dist.barrier()
+    if not first():
+        wait_for_first()
     yield
-    if world() > 1 and first():
-        dist.barrier()
+    if first():
+        wait_for_first()
 
 
 def share_out(accumulate: int) -> range:

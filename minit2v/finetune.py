@@ -113,6 +113,7 @@ def finetune(pipe: TextToVideo, clips: Tensor | list[Tensor] | Examples, caption
     prompts = beforeafter.prompts_of(examples, judge)
     talks = distributed.first() and bool(prompts)
     before = _before(folder, pipe, examples, prompts, progress) if talks else None
+    distributed.wait_for_first()
     start = _sample(unet, mine)
     waiting = [pipe.autoencoder, pipe.text_encoder]      # all that they say is known already
     for network in waiting:

@@ -4,11 +4,14 @@ They are forked from one process that has imported everything already (multiproc
 more costs next to nothing. What they run stands here, as they find it by name.
 """
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -25,7 +28,7 @@ from matplotlib.figure import Figure  # noqa: F401
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from minit2v import data, distributed, recipe, training
+from minit2v import beforeafter, cli, data, distributed, examples, recipe, training
 from minit2v.autoencoder import Autoencoder
 from minit2v.config import ModelConfig, UNetConfig
 from minit2v.training import Plan, fit, generators
@@ -98,6 +101,47 @@ def train_for_ever(folder, shard=False, victim=0):
 
     fit(unet(), on_step, Plan(steps=10 ** 6, batch=2, lr=1e-3, save_every=2, accumulate=2), folder, progress=False,
         shard=shard)
+
+
+def die_saving(folder, victim, moment, name, times=1):
+    """`train_and_keep` with shards and a save at each step. Process `victim` dies without a word before it does
+    `moment` (an audit event of Python: "open", "os.rename") to what has `name` in its path, for the `times`th time.
+    """
+    seen = []
+
+    def hook(event, args):
+        if event == moment and name in str(args[0]):
+            seen.append(event)
+            if len(seen) == times:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    if distributed.rank() == victim:
+        sys.addaudithook(hook)
+    train_and_keep(folder, plan=replace(PLAN, save_every=1), shard=True)
+
+
+def command(folder, rank, port, argv, late):
+    """The command in one of two processes, which wait six seconds for each other and no longer. Whenever the first
+    encodes films or looks at clips, it comes `late` seconds later; or dies, if that is None. folder: where they meet.
+    """
+    (folder / f"here-{rank}").touch()
+    while not (folder / f"here-{1 - rank}").exists():
+        time.sleep(0.01)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    distributed.PATIENCE = timedelta(seconds=6)
+
+    def delayed(genuine):
+        def call(*given, **more):
+            if rank == 0 and late is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if rank == 0:
+                time.sleep(late)
+            return genuine(*given, **more)
+        return call
+
+    examples.of_films, beforeafter.look = delayed(examples.of_films), delayed(beforeafter.look)
+    with contextlib.redirect_stdout(sys.stderr):
+        sys.exit(cli.main(argv))
 
 
 def gradients(folder):
@@ -235,6 +279,12 @@ def wait(members, seconds: float = 300) -> list[int | None]:
     for member in members:
         member.kill()
     return codes
+
+
+def free_port() -> int:
+    with socket.socket() as some:
+        some.bind(("127.0.0.1", 0))
+        return some.getsockname()[1]
 
 
 def errors(meeting: Path, rank: int) -> str:

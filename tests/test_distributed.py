@@ -1,5 +1,6 @@
 """Several processes train as one does; and when one dies, all end and the last checkpoint is whole."""
 
+import json
 import os
 import shutil
 import signal
@@ -13,6 +14,8 @@ import crew
 import pytest
 import torch
 from safetensors.torch import save_file
+from test_finetune import folder_of_films
+from test_pipeline import make_pipe
 from test_training import TINY
 
 from minit2v import distributed
@@ -57,12 +60,12 @@ def test_two_processes_make_the_steps_of_one(shard, alone, tmp_path):
     assert names == {"checkpoint-4" if shard else "checkpoint.pt", "log.jsonl", "loss.png"}
 
 
-@pytest.mark.parametrize("shard, then", ((False, 0), (True, 3)), ids=("whole", "sharded"))
-def test_another_number_of_processes_goes_on(shard, then, alone, tmp_path):
-    """Two processes die in step 4; one, or three, go on from step 2."""
+@pytest.mark.parametrize("shard, world, then", ((False, 2, 0), (False, 0, 2), (True, 2, 3)))
+def test_another_number_of_processes_goes_on(shard, world, then, alone, tmp_path):
+    """Two processes, or one, die in step 4; one, two or three go on from step 2."""
     run = tmp_path / "run"
-    members = crew.start(crew.train_and_keep, 2, tmp_path / "m", run, shard=shard, steps=3)
-    assert crew.wait(members) == [1, 1] and "KeyboardInterrupt" in crew.errors(tmp_path / "m", 0)
+    members = crew.start(crew.train_and_keep, world, tmp_path / "m", run, shard=shard, steps=3)
+    assert crew.wait(members) == [1] * len(members) and "KeyboardInterrupt" in crew.errors(tmp_path / "m", 0)
     assert (run / ("checkpoint-2" if shard else "checkpoint.pt")).exists() and not (run / "returned-0.pt").exists()
     crew.together(crew.train_and_keep, then, tmp_path / "n", run, shard=shard)
     assert_same(run, alone / OPTIMIZERS[shard], max(1, then))
@@ -107,6 +110,51 @@ def test_when_one_process_is_killed_all_end_within_a_minute(shard, victim, tmp_p
     assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == 1, codes
     assert "Error" in crew.errors(tmp_path / "m", 1 - victim)
     assert_loads(run, shard)
+
+
+def test_killed_while_a_sharded_checkpoint_is_saved_a_run_arrives_where_it_would_have(alone, tmp_path):
+    """At four moments of a save, one after the other in one run; after each its last whole checkpoint is there."""
+    run, half = tmp_path / "run", ".checkpoint-2.part"
+    for i, (victim, moment, name, times, left) in enumerate((
+            (1, "open", f"{half}/shard-00002", 1, {1}),                      # the second's pieces are not written
+            (0, "os.rename", half, 1, {1}),                                  # all is written, and has no name
+            (0, "shutil.rmtree", f"{run}/checkpoint-1", 1, {1, 2}),          # it has; the old one is there, too
+            (0, "os.remove", ".safetensors", 2, {1, 2, 3}))):                # half of the old one is removed
+        codes = crew.wait(crew.start(crew.die_saving, 2, tmp_path / f"m{i}", run, victim, moment, name, times))
+        assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == 1, (i, codes)
+        assert {int(path.name.partition("-")[2]) for path in run.glob("checkpoint-*")} == left
+        assert (run / half).exists() == (i < 2)
+    assert len(list((run / "checkpoint-1").glob("*.safetensors"))) == 1
+    crew.together(crew.train_and_keep, 2, tmp_path / "n", run, shard=True)
+    assert_same(run, alone / OPTIMIZERS[True], 2)
+    assert [path.name for path in run.glob("*checkpoint*")] == ["checkpoint-4"]
+
+
+@pytest.fixture
+def films(tmp_path):
+    """The command that fine-tunes a small model on small films."""
+    return ["finetune", "--data", str(folder_of_films(tmp_path / "films")), "--weights",
+            str(make_pipe(tmp_path).save(tmp_path / "model")), "--out", str(tmp_path / "out"), "--steps", "2",
+            "--accumulate", "2", "--judge", "1"]
+
+
+def start_command(argv, late, folder):
+    port = crew.free_port()
+    return [crew.start(crew.command, 0, folder / f"m{rank}", folder, rank, port, argv, late)[0] for rank in (0, 1)]
+
+
+def test_who_waits_for_the_first_process_waits_longer_than_for_others(films, tmp_path):
+    """It encodes films, and looks at clips before the run and after it; each takes longer than the others' patience."""
+    codes = crew.wait(start_command(films, 8, tmp_path))
+    assert codes == [0, 0], "\n".join(crew.errors(tmp_path / f"m{rank}", 0) for rank in (0, 1))
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert report["steps"] == 2 and {"before", "after", "data"} <= report.keys()
+
+
+def test_who_waits_for_the_first_process_ends_with_it(films, tmp_path):
+    """Without torchrun, which would end it."""
+    assert crew.wait(start_command(films, None, tmp_path)) == [-signal.SIGKILL, 1]
+    assert not (tmp_path / "out" / "report.json").exists()
 
 
 def assert_loads(run: Path, shard: bool):
