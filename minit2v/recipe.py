@@ -167,7 +167,8 @@ def train_video(config: ModelConfig, out: Path, plan: Plan, **options) -> None:
     """
     images = 8 * plan.batch
     half = replace(plan, steps=max(1, plan.steps // 3), batch=2 * plan.batch, lr=2 * plan.lr, final_lr=0.3)
-    _train_unet(config, out, half, "video/half", IMAGE_SHARE, images, every=2, **options)
+    if not (out / "runs" / "video" / "start.safetensors").exists():              # whole clips have not begun from it
+        _train_unet(config, out, half, "video/half", IMAGE_SHARE, images, every=2, **options)
     _train_unet(config, out, plan, "video", IMAGE_SHARE, images, **options)
 
 

@@ -570,3 +570,9 @@ def test_every_stage_goes_on_where_it_was_killed(tmp_path, monkeypatch):
     for name in ("autoencoder", "text_encoder", "unet"):
         whole, killed = (load_file(tmp_path / folder / f"{name}.safetensors") for folder in ("whole", "killed"))
         assert all((whole[key] - killed[key]).abs().max() <= 1e-6 for key in whole)
+
+    half = (tmp_path / "whole/runs/video/half/log.jsonl").read_bytes()                   # longer: more of whole clips
+    recipe.main_train(SimpleNamespace(stage="video", out=tmp_path / "whole", steps=9, threads=None, dtype="float32",
+                                      accumulate=1, shard=False, compile=False))
+    assert read_log(tmp_path / "whole/runs/video")[-1]["step"] == 9
+    assert (tmp_path / "whole/runs/video/half/log.jsonl").read_bytes() == half
