@@ -122,7 +122,7 @@ def _checked(name: str, kind: type, value):
     elif kind in (tuple[int, ...], tuple[bool, ...]):
         value, item = tuple(value) if isinstance(value, list) else value, get_args(kind)[0]
         fits = isinstance(value, tuple) and len(value) <= LEVELS and all(
-            type(v) is item and 1 - (item is bool) <= v <= high for v in value)
+            type(v) is item and (item is bool or 1 <= v <= high) for v in value)
         rule = f"a list of at most {LEVELS} " + ("of true and false" if item is bool else "whole numbers above 0")
     else:
         fits = isinstance(value, str) or (value is None and kind is not str)

@@ -225,8 +225,10 @@ def modelscope_text(shapes: Shapes) -> TextConfig:
     blocks = {int(name.split(".")[2]) for name in shapes if name.startswith("transformer.resblocks.")}
     if width % TEXT_HEAD:
         raise ValueError(f"its text is {width} wide, which must be a multiple of {TEXT_HEAD}, the width of a head")
-    if missing := sorted({*range(max(blocks, default=0) + 1)} - blocks):
-        raise ValueError(f"transformer.resblocks.{missing[0]} is missing, of {max(blocks, default=0) + 1} blocks")
+    count = max(blocks, default=0) + 1
+    if len(blocks) != count:
+        missing = next(i for i in range(count) if i not in blocks)       # not all of them: a damaged number is large
+        raise ValueError(f"transformer.resblocks.{missing} is missing, of {count} blocks")
     released = width == TextConfig.width
     layers = TextConfig.layers if released else len(blocks) + ("text_projection" not in shapes)
     return TextConfig(width=width, heads=width // TEXT_HEAD, layers=layers,

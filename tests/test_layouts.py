@@ -602,6 +602,8 @@ MODELSCOPE_DAMAGE = [
     (lambda f: write_json(f / "configuration.json", changed(temporal_attention="False")), ValueError, "temporal"),
     (lambda f: pickled(f, "text_encoder", lambda t: without(t, ".resblocks.1.")), ValueError,
      r"open_clip_pytorch_model.bin is not.*transformer.resblocks.1 is missing, of 3 blocks"),
+    (lambda f: pickled(f, "text_encoder", lambda t: t.update({f"transformer.resblocks.{10 ** 15}.x": torch.ones(1)})),
+     ValueError, r"transformer.resblocks.3 is missing, of 1000000000000001 blocks"),
     (lambda f: pickled(f, "text_encoder", lambda t: t.update(positional_embedding=torch.ones(()))), ValueError,
      "open_clip_pytorch_model.bin is not of a model that is known"),
     (lambda f: pickled(f, "text_encoder", lambda t: t.update(positional_embedding=torch.ones(9))), ValueError,
