@@ -1,6 +1,9 @@
 """The verbs `train` and `ablate` of the command line, whose rules stand in cli.py."""
 
+import os
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 STAGES = ("all", "autoencoder", "text", "image", "video")                        # "all", and recipe.STAGES
@@ -9,11 +12,68 @@ ABLATIONS = ("order", "layers", "mixing", "languages", "steps", "guidance")     
 
 def train(args) -> int:
     """Trains a model, stage by stage; the same command goes on where a killed one stopped."""
-    from minit2v import distributed, files, recipe
+    from minit2v import distributed, files
 
     files.check_folder(args.out)
     with distributed.processes(args.device or "cpu") as device:
-        return recipe.main_train(args, device)
+        return run_stages(args, device)
+
+
+def run_stages(args, device="cpu") -> int:
+    """Runs one stage or all four into a folder, each going on where it stopped."""
+    import torch
+
+    from minit2v import distributed, recipe, sharding
+    from minit2v.config import ModelConfig, mini
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    out = Path(args.out)
+    if args.shard:
+        if args.stage not in ("all", *recipe.UNETS):
+            raise ValueError(f"stage {args.stage!r} has no UNet, and only a UNet is cut into pieces: leave --shard out")
+        sharding.check_started()
+    if args.compile and not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++", "cl")):
+        raise FileNotFoundError("--compile needs a C++ compiler, and neither g++ nor clang++ nor cl is on the PATH. "
+                                "Install one (on Debian: apt install g++), or leave --compile out")
+    runs = {"autoencoder": recipe.train_autoencoder, "text": recipe.train_text, "image": recipe.train_image,
+            "video": recipe.train_video}
+    for stage in recipe.STAGES if args.stage == "all" else (args.stage,):
+        saved = out / "config.json"
+        config = ModelConfig.from_json(saved.read_text(encoding="utf-8")) if saved.exists() else mini()
+        for part in recipe.NEEDS[stage]:
+            if not (out / f"{part}.safetensors").exists():
+                raise FileNotFoundError(f"{out / part}.safetensors is missing, and stage {stage!r} starts from it. "
+                                        f"First: minit2v train --stage {recipe.MADE_BY[part]} --out {out}")
+        plan = recipe.PLANS[stage] if args.steps is None else replace(recipe.PLANS[stage], steps=args.steps)
+        check_order(out, stage, plan.steps)
+        whole = stage == "text"                          # a batch of captions and clips that are each other's rivals
+        batch = plan.batch if whole else max(1, plan.batch // args.accumulate)
+        plan = replace(plan, accumulate=args.accumulate, batch=batch)
+        options = {"device": device, "autocast": torch.bfloat16 if args.dtype == "bfloat16" else None}
+        if stage in recipe.UNETS:
+            options |= {"shard": args.shard, "compiled": args.compile}
+        runs[stage](config, out, plan, **options)
+        distributed.everyones(stage)                     # nobody reads what the first has not written yet
+        print(f"{stage}: the weights are in {out}, the log and the checkpoint in {out / 'runs' / stage}")
+    return 0
+
+
+def check_order(out: Path, stage: str, steps: int) -> None:
+    """Raises ValueError if a stage would go on although a later one has begun from what it made.
+
+    It would write its own weights over the later one's, and that would go on from what is no longer there.
+    """
+    from minit2v import recipe, training
+
+    later = [out / "runs" / name for name in recipe.STAGES[recipe.STAGES.index(stage) + 1:]]
+    built = [path for path in ([out / "clips"] if stage == "autoencoder" else []) + later if path.exists()]
+    log = out / "runs" / stage / "log.jsonl"
+    done = max((line["step"] for line in training.read_log(log.parent)), default=0) if log.exists() else 0
+    if built and done < steps:
+        raise ValueError(f"stage {stage!r} would go on from step {done} to {steps}, but what it made is in use: "
+                         f"{', '.join(map(str, built))} came after it. Take another --out; or remove these, and they "
+                         "will be made anew")
 
 
 def ablate(args) -> int:

@@ -148,7 +148,7 @@ def test_choices_are_those_of_the_library():
 
 @pytest.mark.parametrize("argv, home, name", [
     (["evaluate"], "evaluate", "main_evaluate"),
-    (["train", "--out", "runs"], "recipe", "main_train"),
+    (["train", "--out", "runs"], "cli_train", "run_stages"),
 ])
 def test_verbs_hand_over_what_is_read(argv, home, name):
     """Every `args.x` that the function behind a verb reads is an option of that verb."""

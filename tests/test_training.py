@@ -23,13 +23,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 import minit2v
-from minit2v import data, recipe
+from minit2v import cli_train, data, recipe
 from minit2v.autoencoder import Autoencoder
 from minit2v.config import AutoencoderConfig, ModelConfig, TextConfig, UNetConfig
 from minit2v.muon import Muon
 from minit2v.training import Ema, Plan, fit, generators, read_log
 from minit2v.unet import UNet
-from minit2v.world import render
+from minit2v.world import Scene, Thing, render
 
 PLAN = Plan(steps=24, batch=16, lr=0.02, warmup=4, weight_decay=0.1, ema=0.9, clip_grad=1.2, save_every=4, log_every=2)
 
@@ -303,7 +303,8 @@ def test_compiling_without_a_compiler_is_told_before_the_work(tmp_path, monkeypa
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(FileNotFoundError, match=r"--compile needs a C\+\+ compiler.*leave --compile out"):
-        recipe.main_train(SimpleNamespace(stage="all", out=tmp_path / "run", threads=None, shard=False, compile=True))
+        cli_train.run_stages(SimpleNamespace(stage="all", out=tmp_path / "run", threads=None, shard=False,
+                                             compile=True))
     assert not (tmp_path / "run").exists()
 
 
@@ -454,11 +455,28 @@ def test_the_first_weights_follow_from_the_seed_alone():
 
 
 def test_more_late_times_are_drawn_than_early_ones():
-    """P(t > T / 2) = 1 - 0.5^(1 / 0.65) = 0.656, and every time from 1 to T occurs."""
-    times = recipe.draw_times(1000, 200_000, torch.Generator().manual_seed(0))
-    assert (times > 500).double().mean().item() == pytest.approx(1 - 0.5 ** (1 / 0.65), abs=0.005)
-    assert times.min() == 1 and times.max() == 1000 and times.dtype == torch.long
+    """P(t > s T) = 1 - s^(1 / late), and every time from 1 to T occurs."""
+    for options, share, expected in (({}, 0.5, 0.656), ({"late": 0.3}, 0.8, 0.525), ({"late": 1}, 0.3, 0.7)):
+        times = recipe.draw_times(1000, 200_000, torch.Generator().manual_seed(0), **options)
+        assert (times > 1000 * share).double().mean().item() == pytest.approx(expected, abs=0.005)
+        assert times.max() == 1000 and times.dtype == torch.long
+        assert times.min() == 1 or options.get("late") == 0.3               # 1 has a chance of 1 in 10^10 there
     assert recipe.draw_times(2, 50, torch.Generator().manual_seed(0)).unique().tolist() == [1, 2]
+
+
+def test_directions_are_learnt_from_clips_of_one_object_that_goes_somewhere(monkeypatch):
+    """Which run draws which clips how often, and at which times: what each hands to the run of a UNet."""
+    runs = {}
+    monkeypatch.setattr(recipe, "_train_unet", lambda config, out, plan, run, *a, **options: runs.update(
+        {run: {"steps": plan.steps, **options}}))
+    recipe.train_video(TINY, Path("nowhere"), recipe.PLANS["video"])
+    assert list(runs) == ["video/half", "video/one", "video"] and runs["video"]["steps"] == recipe.PLANS["video"].steps
+    assert runs["video/half"]["every"] == 2 and {"every", "weight"}.isdisjoint(runs["video"])
+    assert runs["video/one"]["late"] < runs["video"]["late"] < 0.65 and "late" not in runs["video/half"]
+    weight = runs["video/one"]["weight"]
+    goes, spins = Thing("red", "star", "up left"), Thing("blue", "square", "spin")
+    assert [weight(Scene(things)) for things in ((goes,), (spins,), (goes, spins))] == [1, 0.2, 0]
+    assert [recipe.hard_ones_more(Scene(things)) for things in ((goes,), (spins,), (goes, spins))] == [1, 3, 3]
 
 
 def test_a_batch_of_rivals_stays_whole(tmp_path, monkeypatch):
@@ -467,8 +485,8 @@ def test_a_batch_of_rivals_stays_whole(tmp_path, monkeypatch):
     for stage in recipe.STAGES:
         monkeypatch.setattr(recipe, f"train_{stage}", lambda *a, stage=stage, **options: plans.update({stage: a[2]}))
     monkeypatch.setattr(recipe, "NEEDS", dict.fromkeys(recipe.STAGES, ()))
-    recipe.main_train(SimpleNamespace(stage="all", out=tmp_path, steps=3, threads=None, dtype="float32", accumulate=4,
-                                      shard=False, compile=False))
+    cli_train.run_stages(SimpleNamespace(stage="all", out=tmp_path, steps=3, threads=None, dtype="float32",
+                                         accumulate=4, shard=False, compile=False))
     assert {stage: plan.batch * 4 // recipe.PLANS[stage].batch for stage, plan in plans.items()} == {
         "autoencoder": 1, "text": 4, "image": 1, "video": 1}
     assert all(plan.accumulate == 4 and plan.steps == 3 for plan in plans.values())
@@ -484,9 +502,9 @@ def test_four_stages_make_a_model_that_generates(tmp_path, monkeypatch):
                "compile": False}
 
     with pytest.raises(FileNotFoundError, match=r"--stage autoencoder"):
-        recipe.main_train(SimpleNamespace(stage="image", **options))
+        cli_train.run_stages(SimpleNamespace(stage="image", **options))
     (tmp_path / "config.json").write_text(TINY.to_json(), encoding="utf-8")
-    recipe.main_train(SimpleNamespace(stage="autoencoder", **options))
+    cli_train.run_stages(SimpleNamespace(stage="autoencoder", **options))
     assert read_log(tmp_path / "runs" / "autoencoder")[-1]["step"] == 1
     assert read_log(tmp_path / "runs" / "autoencoder" / "decoder")[-1]["step"] == 1
     config = ModelConfig.from_json((tmp_path / "config.json").read_text(encoding="utf-8"))
@@ -513,11 +531,11 @@ def test_four_stages_make_a_model_that_generates(tmp_path, monkeypatch):
     before = {path: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
     for stage, more, built in (("image", 3, "runs/video"), ("text", 3, "runs/image"), ("autoencoder", 2, "clips")):
         with pytest.raises(ValueError, match=f"stage '{stage}' would go on from step [12] to {more}.*{built}.*--out"):
-            recipe.main_train(SimpleNamespace(**{**options, "stage": stage, "steps": more}))
+            cli_train.run_stages(SimpleNamespace(**{**options, "stage": stage, "steps": more}))
     for stage in ("image", "text", "autoencoder"):                             # as far as they are: nothing to do
-        recipe.main_train(SimpleNamespace(**{**options, "stage": stage}))
+        cli_train.run_stages(SimpleNamespace(**{**options, "stage": stage}))
         if stage == "image":
-            recipe.main_train(SimpleNamespace(**{**options, "stage": "video"}))
+            cli_train.run_stages(SimpleNamespace(**{**options, "stage": "video"}))
     assert before == {path: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
 
     pipe = minit2v.load(tmp_path)
@@ -528,7 +546,7 @@ def test_four_stages_make_a_model_that_generates(tmp_path, monkeypatch):
 
 
 def test_every_stage_goes_on_where_it_was_killed(tmp_path, monkeypatch):
-    """Killed once in the middle of each of its six runs, the recipe makes what it makes in one go."""
+    """Killed once in the middle of each of its seven runs, the recipe makes what it makes in one go."""
     small = Plan(steps=3, batch=2, lr=1e-3, warmup=1, save_every=1, log_every=1)
     monkeypatch.setattr(data, "SHARD", 4)
     monkeypatch.setattr(recipe, "SHARDS", {1: 1, 2: 1, 3: 1})
@@ -554,14 +572,14 @@ def test_every_stage_goes_on_where_it_was_killed(tmp_path, monkeypatch):
         (tmp_path / name / "config.json").write_text(TINY.to_json(), encoding="utf-8")
         while True:
             try:
-                recipe.main_train(SimpleNamespace(stage="all", out=tmp_path / name, steps=None, threads=None,
-                                                  dtype="float32", accumulate=1, shard=False, compile=False))
+                cli_train.run_stages(SimpleNamespace(stage="all", out=tmp_path / name, steps=None, threads=None,
+                                                     dtype="float32", accumulate=1, shard=False, compile=False))
                 break
             except KeyboardInterrupt:
                 pass
     runs = [folder.relative_to(tmp_path / "killed") for folder in died]
     assert [run.as_posix() for run in runs] == [f"runs/{name}" for name in (
-        "autoencoder", "autoencoder/decoder", "text", "image", "video/half", "video")]
+        "autoencoder", "autoencoder/decoder", "text", "image", "video/half", "video/one", "video")]
     for run in runs:
         whole, killed = ([(line["step"], line["loss"]) for line in read_log(tmp_path / name / run) if "loss" in line]
                          for name in ("whole", "killed"))
@@ -571,8 +589,9 @@ def test_every_stage_goes_on_where_it_was_killed(tmp_path, monkeypatch):
         whole, killed = (load_file(tmp_path / folder / f"{name}.safetensors") for folder in ("whole", "killed"))
         assert all((whole[key] - killed[key]).abs().max() <= 1e-6 for key in whole)
 
-    half = (tmp_path / "whole/runs/video/half/log.jsonl").read_bytes()                   # longer: more of whole clips
-    recipe.main_train(SimpleNamespace(stage="video", out=tmp_path / "whole", steps=9, threads=None, dtype="float32",
-                                      accumulate=1, shard=False, compile=False))
+    logs = [tmp_path / f"whole/runs/video/{run}/log.jsonl" for run in ("half", "one")]
+    before = [log.read_bytes() for log in logs]                                          # longer: more of all clips
+    cli_train.run_stages(SimpleNamespace(stage="video", out=tmp_path / "whole", steps=9, threads=None,
+                                         dtype="float32", accumulate=1, shard=False, compile=False))
     assert read_log(tmp_path / "whole/runs/video")[-1]["step"] == 9
-    assert (tmp_path / "whole/runs/video/half/log.jsonl").read_bytes() == half
+    assert [log.read_bytes() for log in logs] == before
