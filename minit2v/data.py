@@ -6,6 +6,7 @@ number, because scenes are drawn with a generator seeded by these two. Captions 
 clip is used, in English or in Chinese.
 """
 
+import copy
 import itertools
 import random
 from collections.abc import Callable
@@ -90,20 +91,23 @@ def _file(folder: Path, level: int, shard: int) -> Path:
 
 
 class Clips:
-    """Encoded clips with their scenes. `levels` says which shards to read, {1: 12, 2: 8} for 20,000 clips.
+    """Encoded clips with their scenes. `levels` says which shards to read, {1: 12, 2: 8} for 20,000 clips."""
 
-    weight: how often a clip of a scene is drawn, in units of one another.
-    """
-
-    def __init__(self, folder: str | Path, levels: dict[int, int], weight: Callable[[Scene], float] = lambda scene: 1):
+    def __init__(self, folder: str | Path, levels: dict[int, int]):
         names = [(level, k) for level, count in levels.items() for k in range(count)]
         shards = [load_file(_file(Path(folder), level, k))["latents"] for level, k in names]
         self.scenes = [scene for (level, k), part in zip(names, shards) for scene in scenes_of(level, k, len(part))]
         self.latents = torch.cat(shards)
-        self._cum_weights = list(itertools.accumulate(map(weight, self.scenes)))
+        self._cum_weights = range(1, len(self) + 1)
 
     def __len__(self) -> int:
         return len(self.scenes)
+
+    def weighted(self, weight: Callable[[Scene], float]) -> "Clips":
+        """The same clips; `batch` draws each as often as `weight` of its scene says, in units of one another."""
+        clips = copy.copy(self)
+        clips._cum_weights = list(itertools.accumulate(map(weight, self.scenes)))
+        return clips
 
     def batch(self, rng: random.Random, size: int, drop: float = 0.0) -> tuple[Tensor, list[str]]:
         """`size` random clips: latents (size, 4, F, h, w) float32 and captions, each empty with probability `drop`."""

@@ -42,7 +42,7 @@ PLANS = {
     "autoencoder": Plan(steps=6000, batch=16, lr=3e-3, ema=0.998),
     "text": Plan(steps=400, batch=192, lr=2e-3, weight_decay=0.05, ema=0.99, save_every=100),
     "image": Plan(steps=6000, batch=128, lr=3e-3, final_lr=0.3, ema=0.995),
-    "video": Plan(steps=6000, batch=16, lr=1.5e-3, ema=0.998),
+    "video": Plan(steps=8000, batch=16, lr=1.5e-3, ema=0.998),
 }
 NEEDS = {"autoencoder": (), "text": ("autoencoder",), "image": ("autoencoder", "text_encoder"),
          "video": ("autoencoder", "text_encoder", "unet")}
@@ -154,7 +154,8 @@ def learn_vocabulary(config: ModelConfig, path: Path, captions: int = 6000) -> N
 
 def train_image(config: ModelConfig, out: Path, plan: Plan, **options) -> None:
     """Stage 3: single frames of clips of levels 1 and 2; the temporal parts stay out and keep their zeros."""
-    _train_unet(config, out, plan, "image", image_share=1.0, images=plan.batch, **options)
+    clips = _clips(config, out, (1, 2), **options)
+    _train_unet(config, out, plan, "image", clips, image_share=1.0, images=plan.batch, **options)
 
 
 def train_video(config: ModelConfig, out: Path, plan: Plan, **options) -> None:
@@ -166,14 +167,15 @@ def train_video(config: ModelConfig, out: Path, plan: Plan, **options) -> None:
     8,000 steps on all clips the opposite direction in the caption made its error at t = 925 larger by nothing; with it,
     after 500 steps of `one`, by 0.02, and after 1,000 by 0.24. (A network that knows directions: 0.38.)
     """
-    first = replace(plan, steps=max(1, plan.steps // 3), lr=2 * plan.lr, final_lr=0.3)
+    first = replace(plan, steps=max(1, plan.steps // 4), lr=2 * plan.lr, final_lr=0.3)
     runs = {"video/half": (replace(first, batch=2 * plan.batch), {"every": 2}),
             "video/one": (first, {"weight": one_that_goes, "late": 0.3}),
             "video": (plan, {"late": 0.5})}
-    begun = [run for run in runs if (out / "runs" / run / "start.safetensors").exists()]
-    for run in list(runs)[list(runs).index(begun[-1]) if begun else 0:]:         # what later ones began from stays
+    names, clips = list(runs), _clips(config, out, (1, 2), **options)
+    begun = max((i for i, run in enumerate(names) if (out / "runs" / run / "start.safetensors").exists()), default=0)
+    for run in names[begun:]:                            # what a later one began from stays as it is
         its_plan, its_options = runs[run]
-        _train_unet(config, out, its_plan, run, IMAGE_SHARE, images=8 * plan.batch, **its_options, **options)
+        _train_unet(config, out, its_plan, run, clips, IMAGE_SHARE, images=8 * plan.batch, **its_options, **options)
 
 
 def hard_ones_more(scene: Scene) -> float:
@@ -186,9 +188,9 @@ def one_that_goes(scene: Scene) -> float:
     return 0 if len(scene.things) == 2 else 1 if scene.things[0].motion in HEADINGS else 0.2
 
 
-def _train_unet(config: ModelConfig, out: Path, plan: Plan, run: str, image_share: float, images: int, every: int = 1,
-                weight: Callable[[Scene], float] = hard_ones_more, late: float = 0.65, device: Device = "cpu",
-                **options) -> None:
+def _train_unet(config: ModelConfig, out: Path, plan: Plan, run: str, clips: Clips, image_share: float, images: int,
+                every: int = 1, weight: Callable[[Scene], float] = hard_ones_more, late: float = 0.65,
+                device: Device = "cpu", **options) -> None:
     """One run of the UNet, into out/runs/`run`: `image_share` of its batches are `images` single frames.
 
     The others are clips of every `every`-th frame. weight: how often a clip is drawn; late: see `draw_times`. A run of
@@ -196,7 +198,7 @@ def _train_unet(config: ModelConfig, out: Path, plan: Plan, run: str, image_shar
     """
     text_encoder = TextEncoder(config.text).eval().requires_grad_(False)
     text_encoder.load_state_dict(load_file(out / "text_encoder.safetensors"))
-    clips, tokenizer = _clips(config, out, (1, 2), device, weight=weight, **options), _tokenizer(config, out)
+    clips, tokenizer = clips.weighted(weight), _tokenizer(config, out)
     unet = UNet(config.unet)
     _initialise(unet, seed=3)
     if run != "image":                                   # from where the image model was, however often it is resumed
@@ -269,15 +271,15 @@ def score(folder: Path, count: int = 32, every: int = 1, device: Device = "cpu")
 
 
 def _clips(config: ModelConfig, out: Path, levels: tuple[int, ...], device: Device = "cpu", progress: bool = True,
-           autocast: torch.dtype | None = None, weight: Callable[[Scene], float] = hard_ones_more, **options) -> Clips:
-    """The clips of some levels as latents, which come as often as `weight` says. What is not on disk is made first."""
+           autocast: torch.dtype | None = None, **options) -> Clips:
+    """The clips of some levels as latents. What is not on disk is made first."""
     autoencoder = Autoencoder(config.autoencoder)
     autoencoder.load_state_dict(load_file(out / "autoencoder.safetensors"))
     shards = {level: SHARDS[level] for level in levels}
     with torch.autocast(torch.device(device).type, autocast, enabled=autocast is not None):
         encode_world(out / "clips", autoencoder.to(device), shards, progress=progress, device=device)
     distributed.everyones("encoded")                     # each process has encoded some, and reads all
-    return Clips(out / "clips", shards, weight)
+    return Clips(out / "clips", shards)
 
 
 def _tokenizer(config: ModelConfig, out: Path) -> Tokenizer:

@@ -526,8 +526,8 @@ figures.plot(rates, x=torch.linspace(0, 1, len(rates["image"])), xlabel="share o
 # %% [markdown]
 # The video stage is three runs. The first takes every second frame of twice as many clips, much as we did, for half
 # the price. The second takes whole clips of one object, mostly of one that goes somewhere; the third all clips. Here is
-# what the package does, in its own words. (`_train_unet` loads the clips, and calls `fit` with `unet_objective`, as you
-# did.)
+# what the package does, in its own words. (`_clips` loads them, and `_train_unet` calls `fit` with `unet_objective`, as
+# you did.)
 
 # %%
 # from minit2v.recipe import train_video

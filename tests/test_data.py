@@ -201,10 +201,11 @@ def test_a_batch_follows_from_its_seed(clips):
 def test_clips_of_more_weight_are_drawn_more_often(tmp_path, shards_of_eight):
     folder = encoded(tmp_path, {1: 1})
     chosen = scenes_of(1, 0, 8)[3]
-    clips = Clips(folder, {1: 1}, lambda scene: 3 if scene == chosen else 1)
-    latents, _ = clips.batch(random.Random(0), 4000)
-    share = (latents == clips.latents[3].float()).flatten(1).all(1).float().mean().item()
-    assert abs(share - 3 / 10) < 4 * (0.3 * 0.7 / 4000) ** 0.5
+    clips = Clips(folder, {1: 1})
+    for drawn, expected in ((clips.weighted(lambda scene: 3 if scene == chosen else 1), 3 / 10), (clips, 1 / 8)):
+        latents, _ = drawn.batch(random.Random(0), 4000)
+        share = (latents == clips.latents[3].float()).flatten(1).all(1).float().mean().item()
+        assert abs(share - expected) < 4 * (expected * (1 - expected) / 4000) ** 0.5
 
 
 def test_captions_belong_to_their_clips_in_both_languages(clips):

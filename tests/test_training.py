@@ -467,6 +467,7 @@ def test_more_late_times_are_drawn_than_early_ones():
 def test_directions_are_learnt_from_clips_of_one_object_that_goes_somewhere(monkeypatch):
     """Which run draws which clips how often, and at which times: what each hands to the run of a UNet."""
     runs = {}
+    monkeypatch.setattr(recipe, "_clips", lambda *a, **options: None)
     monkeypatch.setattr(recipe, "_train_unet", lambda config, out, plan, run, *a, **options: runs.update(
         {run: {"steps": plan.steps, **options}}))
     recipe.train_video(TINY, Path("nowhere"), recipe.PLANS["video"])
