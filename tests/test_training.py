@@ -553,7 +553,7 @@ def test_every_stage_goes_on_where_it_was_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(recipe, "SHARDS", {1: 1, 2: 1, 3: 1})
     monkeypatch.setattr(recipe, "score", lambda *args, **options: {"all": 0.0})          # it is not what is tested here
     monkeypatch.setattr(recipe, "learn_vocabulary", partial(recipe.learn_vocabulary, captions=600))
-    monkeypatch.setattr(recipe, "PLANS", {**dict.fromkeys(recipe.STAGES, small), "video": replace(small, steps=6)})
+    monkeypatch.setattr(recipe, "PLANS", {**dict.fromkeys(recipe.STAGES, small), "video": replace(small, steps=12)})
     died, real = [], recipe.fit
 
     def fit(model, objective, plan, folder, **options):
@@ -592,7 +592,7 @@ def test_every_stage_goes_on_where_it_was_killed(tmp_path, monkeypatch):
 
     logs = [tmp_path / f"whole/runs/video/{run}/log.jsonl" for run in ("half", "one")]
     before = [log.read_bytes() for log in logs]                                          # longer: more of all clips
-    cli_train.run_stages(SimpleNamespace(stage="video", out=tmp_path / "whole", steps=9, threads=None,
+    cli_train.run_stages(SimpleNamespace(stage="video", out=tmp_path / "whole", steps=15, threads=None,
                                          dtype="float32", accumulate=1, shard=False, compile=False))
-    assert read_log(tmp_path / "whole/runs/video")[-1]["step"] == 9
+    assert read_log(tmp_path / "whole/runs/video")[-1]["step"] == 15
     assert [log.read_bytes() for log in logs] == before
