@@ -1,8 +1,8 @@
 """What people say of a scene: captions in English and in Chinese, in several wordings each.
 
-A caption always names colour, shape and motion; size, speed and ground about half of the time. Each entry of the
-tables lists wordings, and a wording is a list of words: so Chinese, which is written without spaces, has known words
-too, and the tokenizer can learn them (`recipe.learn_vocabulary`).
+A caption names colour, shape and motion, unless it is told to leave out one of them; size, speed and ground about half
+of the time. Each entry of the tables lists wordings, and a wording is a list of words: so Chinese, which is written
+without spaces, has known words too, and the tokenizer can learn them (`recipe.learn_vocabulary`).
 """
 
 import random
@@ -58,14 +58,17 @@ CHINESE = {
 }
 
 
-def caption_words(scene: Scene, rng: random.Random, language: str = "en") -> list[str]:
-    """A caption as words, punctuation included. Size, speed and ground are named about half of the time."""
+def caption_words(scene: Scene, rng: random.Random, language: str = "en", unsaid: tuple[str, ...] = ()) -> list[str]:
+    """A caption as words, punctuation included. Size, speed and ground are named about half of the time.
+
+    unsaid: what it leaves out of all things, "colour" or "motion" (and with it the speed).
+    """
     if language not in ("en", "zh"):
         raise ValueError(f'language is "en" or "zh", not {language!r}')
     one = _english if language == "en" else _chinese
     words: list[str] = []
     for i, thing in enumerate(scene.things):
-        words += ([] if i == 0 else ["and"] if language == "en" else ["，"]) + one(thing, rng)
+        words += ([] if i == 0 else ["and"] if language == "en" else ["，"]) + one(thing, rng, unsaid)
     table = ENGLISH if language == "en" else CHINESE
     extra = []
     if scene.texture != "plain":
@@ -80,26 +83,27 @@ def caption_words(scene: Scene, rng: random.Random, language: str = "en") -> lis
     return words
 
 
-def _english(thing: Thing, rng: random.Random) -> list[str]:
+def _english(thing: Thing, rng: random.Random, unsaid: tuple[str, ...]) -> list[str]:
     size = rng.choice(ENGLISH["size"][thing.size]) if rng.random() < 0.5 else []
     style = ["outlined"] if thing.outlined else []
     motion = rng.choice(ENGLISH["motion"][thing.motion])
     speed = rng.choice(ENGLISH["speed"][thing.speed]) if rng.random() < 0.5 and thing.motion != "stay" else []
     last = rng.random() < 0.6 or motion[0] in ("is", "gets", "does")        # "moves up slowly" or "moves slowly up"
     verb = motion + speed if last else motion[:1] + speed + motion[1:]
-    article = "an" if (size + style + [thing.colour])[0][0] in "aeiou" else "a"
-    return [article, *size, *style, thing.colour, *rng.choice(ENGLISH["shape"][thing.shape]), *verb]
+    noun = [*size, *style, *([] if "colour" in unsaid else [thing.colour]), *rng.choice(ENGLISH["shape"][thing.shape])]
+    return ["an" if noun[0][0] in "aeiou" else "a", *noun, *([] if "motion" in unsaid else verb)]
 
 
-def _chinese(thing: Thing, rng: random.Random) -> list[str]:
+def _chinese(thing: Thing, rng: random.Random, unsaid: tuple[str, ...]) -> list[str]:
     size = rng.choice(CHINESE["size"][thing.size]) if rng.random() < 0.5 else []
     style = ["空心"] if thing.outlined else []
     shape = rng.choice(CHINESE["shape"][thing.shape])
     speed = rng.choice(CHINESE["speed"][thing.speed]) if rng.random() < 0.5 and thing.motion != "stay" else []
     number = ["一个"] if rng.random() < 0.8 else []
     particle = ["的"] if rng.random() < 0.6 or size else []
-    return [*number, CHINESE_COLOURS[thing.colour], *particle, *size, *style, *shape, *speed,
-            *rng.choice(CHINESE["motion"][thing.motion])]
+    motion = rng.choice(CHINESE["motion"][thing.motion])
+    return [*number, *([] if "colour" in unsaid else [CHINESE_COLOURS[thing.colour], *particle]), *size, *style, *shape,
+            *([] if "motion" in unsaid else [*speed, *motion])]
 
 
 def join(words: list[str], language: str) -> str:
@@ -107,9 +111,9 @@ def join(words: list[str], language: str) -> str:
     return "".join(words) if language == "zh" else " ".join(words).replace(" ,", ",")
 
 
-def caption(scene: Scene, rng: random.Random, language: str = "en") -> str:
-    """A caption of `scene` in English ("en") or Chinese ("zh"), in one of several wordings."""
-    return join(caption_words(scene, rng, language), language)
+def caption(scene: Scene, rng: random.Random, language: str = "en", unsaid: tuple[str, ...] = ()) -> str:
+    """A caption of `scene` in English ("en") or Chinese ("zh"), in one of several wordings. unsaid: see above."""
+    return join(caption_words(scene, rng, language, unsaid), language)
 
 
 def _words_of(table: dict) -> set[str]:

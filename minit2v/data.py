@@ -98,7 +98,7 @@ class Clips:
         shards = [load_file(_file(Path(folder), level, k))["latents"] for level, k in names]
         self.scenes = [scene for (level, k), part in zip(names, shards) for scene in scenes_of(level, k, len(part))]
         self.latents = torch.cat(shards)
-        self._cum_weights = range(1, len(self) + 1)
+        self._cum_weights, self._terse = range(1, len(self) + 1), 0.0
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -109,8 +109,20 @@ class Clips:
         clips._cum_weights = list(itertools.accumulate(map(weight, self.scenes)))
         return clips
 
+    def terse(self, share: float) -> "Clips":
+        """The same clips; in `batch` a `share` of the captions does not say colour or motion, as people do not."""
+        clips = copy.copy(self)
+        clips._terse = share
+        return clips
+
     def batch(self, rng: random.Random, size: int, drop: float = 0.0) -> tuple[Tensor, list[str]]:
         """`size` random clips: latents (size, 4, F, h, w) float32 and captions, each empty with probability `drop`."""
         rows = rng.choices(range(len(self)), cum_weights=self._cum_weights, k=size)
-        texts = ["" if rng.random() < drop else caption(self.scenes[i], rng, rng.choice(("en", "zh"))) for i in rows]
+        texts = ["" if rng.random() < drop else self._caption(i, rng) for i in rows]
         return self.latents[rows].float(), texts
+
+    def _caption(self, row: int, rng: random.Random) -> str:
+        language, unsaid = rng.choice(("en", "zh")), ()
+        if self._terse and rng.random() < self._terse:
+            unsaid = rng.choice((("colour",), ("motion",), ("colour", "motion")))
+        return caption(self.scenes[row], rng, language, unsaid)

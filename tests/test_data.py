@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 
 from minit2v import data
 from minit2v.autoencoder import Autoencoder
-from minit2v.captions import VOCABULARY, unknown_words
+from minit2v.captions import CHINESE_COLOURS, VOCABULARY, unknown_words
 from minit2v.config import AutoencoderConfig
 from minit2v.data import Clips, encode_world, encoder_fingerprint, scenes_of, to_model
 from minit2v.tensorfiles import fingerprint
-from minit2v.world import combinations, render
+from minit2v.world import COLOURS, combinations, render
 
 
 @dataclass
@@ -222,6 +222,15 @@ def test_captions_belong_to_their_clips_in_both_languages(clips):
         chinese += is_chinese
     assert 60 < chinese < 140
     assert len(set(texts)) > 100                                               # worded anew each time
+
+
+def test_some_captions_are_terse(clips):
+    """A third of the terse ones say no colour, a third no motion, a third neither; without, all say both."""
+    colours = {*COLOURS, *CHINESE_COLOURS.values()}
+    texts = clips.terse(0.3).batch(random.Random(0), 3000)[1]
+    silent = sum(not any(colour in text for colour in colours) for text in texts)
+    assert abs(silent - 600) < 4 * (3000 * 0.2 * 0.8) ** 0.5
+    assert all(any(colour in text for colour in colours) for text in clips.batch(random.Random(0), 500)[1])
 
 
 def test_captions_are_dropped_as_often_as_asked(clips):

@@ -471,9 +471,11 @@ def test_directions_are_learnt_from_clips_of_one_object_that_goes_somewhere(monk
     monkeypatch.setattr(recipe, "_train_unet", lambda config, out, plan, run, *a, **options: runs.update(
         {run: {"steps": plan.steps, **options}}))
     recipe.train_video(TINY, Path("nowhere"), recipe.PLANS["video"])
-    assert list(runs) == ["video/half", "video/one", "video"] and runs["video"]["steps"] == recipe.PLANS["video"].steps
-    assert runs["video/half"]["every"] == 2 and {"every", "weight"}.isdisjoint(runs["video"])
-    assert runs["video/one"]["late"] < runs["video"]["late"] < 0.65 and "late" not in runs["video/half"]
+    assert list(runs) == ["video/half", "video/one", "video/all", "video"]
+    assert runs["video/all"]["steps"] == recipe.PLANS["video"].steps > runs["video"]["steps"]
+    assert runs["video/half"]["every"] == 2 and {"every", "weight"}.isdisjoint(runs["video/all"] | runs["video"])
+    assert runs["video/one"]["late"] < runs["video/all"]["late"] == runs["video"]["late"] < 0.65
+    assert [run for run in runs if "terse" in runs[run]] == ["video"] and "late" not in runs["video/half"]
     weight = runs["video/one"]["weight"]
     goes, spins = Thing("red", "star", "up left"), Thing("blue", "square", "spin")
     assert [weight(Scene(things)) for things in ((goes,), (spins,), (goes, spins))] == [1, 0.2, 0]
@@ -547,7 +549,7 @@ def test_four_stages_make_a_model_that_generates(tmp_path, monkeypatch):
 
 
 def test_every_stage_goes_on_where_it_was_killed(tmp_path, monkeypatch):
-    """Killed once in the middle of each of its seven runs, the recipe makes what it makes in one go."""
+    """Killed once in the middle of each of its eight runs, the recipe makes what it makes in one go."""
     small = Plan(steps=3, batch=2, lr=1e-3, warmup=1, save_every=1, log_every=1)
     monkeypatch.setattr(data, "SHARD", 4)
     monkeypatch.setattr(recipe, "SHARDS", {1: 1, 2: 1, 3: 1})
@@ -580,7 +582,7 @@ def test_every_stage_goes_on_where_it_was_killed(tmp_path, monkeypatch):
                 pass
     runs = [folder.relative_to(tmp_path / "killed") for folder in died]
     assert [run.as_posix() for run in runs] == [f"runs/{name}" for name in (
-        "autoencoder", "autoencoder/decoder", "text", "image", "video/half", "video/one", "video")]
+        "autoencoder", "autoencoder/decoder", "text", "image", "video/half", "video/one", "video/all", "video")]
     for run in runs:
         whole, killed = ([(line["step"], line["loss"]) for line in read_log(tmp_path / name / run) if "loss" in line]
                          for name in ("whole", "killed"))
@@ -590,9 +592,9 @@ def test_every_stage_goes_on_where_it_was_killed(tmp_path, monkeypatch):
         whole, killed = (load_file(tmp_path / folder / f"{name}.safetensors") for folder in ("whole", "killed"))
         assert all((whole[key] - killed[key]).abs().max() <= 1e-6 for key in whole)
 
-    logs = [tmp_path / f"whole/runs/video/{run}/log.jsonl" for run in ("half", "one")]
-    before = [log.read_bytes() for log in logs]                                          # longer: more of all clips
-    cli_train.run_stages(SimpleNamespace(stage="video", out=tmp_path / "whole", steps=15, threads=None,
+    logs = [tmp_path / f"whole/runs/video/{run}/log.jsonl" for run in ("half", "one", "all")]
+    before = [log.read_bytes() for log in logs]                                          # longer: more of the last
+    cli_train.run_stages(SimpleNamespace(stage="video", out=tmp_path / "whole", steps=16, threads=None,
                                          dtype="float32", accumulate=1, shard=False, compile=False))
-    assert read_log(tmp_path / "whole/runs/video")[-1]["step"] == 15
+    assert read_log(tmp_path / "whole/runs/video")[-1]["step"] == 12
     assert [log.read_bytes() for log in logs] == before

@@ -354,6 +354,25 @@ def test_no_wording_has_two_meanings(table):
 
 
 @pytest.mark.parametrize("language", BOTH)
+def test_a_caption_leaves_out_what_it_is_told_to(language):
+    """Of the same draws the rest of the sentence stays as it was; nothing is left of what is unsaid."""
+    colours = set(COLOURS) | set(captions.CHINESE_COLOURS.values())
+    table = captions.ENGLISH if language == "en" else captions.CHINESE
+    said = {kind: {word for ways in table[kind].values() for way in ways for word in way} for kind in table}
+    moves = (said["motion"] | said["speed"]) - said["shape"] - {"a", "and"}               # "moves in a circle"
+    scenes = [scene for scene in (*motion_scenes(), *pair_scenes(3)) if scene.camera == "still"]
+    for i, scene in enumerate(scenes):
+        whole = caption_words(scene, random.Random(i), language)
+        for unsaid, gone in ((("colour",), colours), (("motion",), moves), (("colour", "motion"), colours | moves)):
+            words = caption_words(scene, random.Random(i), language, unsaid)
+            named = [word for word in words if word not in said["ground"] | said["texture"] | {"a", "an"}]
+            rest = iter(whole)
+            assert not gone.intersection(named) and len(words) < len(whole)
+            assert all(word in rest for word in named), (whole, words)                    # in the same order
+            assert unknown_words(join(words, language)) == [] and "a orange" not in join(words, language)
+
+
+@pytest.mark.parametrize("language", BOTH)
 def test_the_vocabulary_is_what_captions_say(language):
     rng, said = random.Random(0), set()
     for i in range(3000):
