@@ -552,7 +552,7 @@ figures.plot(rates, x=torch.linspace(0, 1, len(rates["image"])), xlabel="share o
 # The last run came of another surprise. After the third the referee was content, with captions like those of the
 # lessons. Then somebody typed "a circle moves right", and in 15 clips of 32 there was nothing at all. No caption had
 # ever kept quiet about a colour, so the network had never had to choose one. Captions of your own are always more
-# orderly than what people type. Leave things out of them now and then.
+# orderly than what people type. Leave things out of them now and then. (After that run none was empty.)
 
 # %% [markdown]
 # ### What is each part worth?
