@@ -123,6 +123,6 @@ class Clips:
 
     def _caption(self, row: int, rng: random.Random) -> str:
         language, unsaid = rng.choice(("en", "zh")), ()
-        if self._terse and rng.random() < self._terse:
+        if self._terse and rng.random() < self._terse:         # without terse ones no chance is spent on it
             unsaid = rng.choice((("colour",), ("motion",), ("colour", "motion")))
         return caption(self.scenes[row], rng, language, unsaid)
