@@ -204,7 +204,7 @@ figures.stations([("last guess", tuple(guesses[-1].shape), flat(guesses[-1]))], 
                  alt="The last guess, all its numbers: 16 blocks with a pattern that moves.")
 
 # %% [markdown]
-# Compare with the noise. In each frame there is a pattern now, clearest in the third band from the top, and it moves
+# Compare with the noise. In each frame there is a pattern now, clearest in the two lower bands, and it moves
 # a little from frame to frame. (The second band is blank: the model makes no use of that channel.) These numbers are
 # called *latents*. They are not yet pixels: each of the 8 x 8 cells describes a patch of 8 x 8 pixels in only 4
 # numbers.
@@ -261,8 +261,8 @@ widgets.slider(pictures, [f"{i} of 15" for i in range(1, 16)], name="step", star
 # %% [markdown]
 # The first guesses are undecided. With so much noise about, many clips are possible, and the answer is a mixture of
 # them: blobs here and there, in colours that nobody asked for, and from frame to frame not the same. Within a few
-# steps it makes up its mind. What is large is settled first: the ground, the place, and with it the motion. The
-# colour takes longer. The outline and its edges come last. Let one single frame run through the 15 steps:
+# steps it makes up its mind. What is large is settled first: the place, and with it the motion. The ground and the
+# colours take a little longer. The outline and its edges come last. Let one single frame run through the 15 steps:
 
 # %%
 middle = torch.stack([film[8] for film in films])            # (15, H, W, 3): one frame, 15 steps
@@ -315,9 +315,9 @@ figures.play(list(made[4:]), scale=2, alt="The last four of these clips, side by
 # (The referee names things in an order of its own, says "orbit" for "moves in a circle", and "unreadable" where it
 # finds nothing that it can name; it does not report size, speed or ground.) Do not expect eight out of eight. The
 # model that ships with this notebook is small, and it learnt on two cores of a processor. Where a line is wrong, look
-# at the clip above before you blame either side: a star that frays as it spins cannot be named, and a triangle with
-# rounded corners may be read as a circle. Two things at once are harder than one. Chapter 08 trains such a model,
-# chapter 09 measures it on many clips and tells luck from skill.
+# at the clip above before you blame either side: a star that frays as it spins may be read as a square, a bounce
+# that turns in a bow as an orbit, and a star that is lost for some frames may not be named at all. Chapter 08 trains
+# such a model, chapter 09 measures it on many clips and tells luck from skill.
 
 # %% [markdown]
 # ## 5 · What the original does
@@ -392,10 +392,10 @@ figures.strip(list(few.values()), titles=[f"steps: {steps}" for steps in few],
               alt="Four strips, with 1, 2, 5 and 15 steps: with one step there are only undecided blobs.")
 
 # %% [markdown]
-# For a prompt as easy as this, five steps come close to fifteen. Two give a sketch, in which little is certain but the
-# ground. With one step you get the first guess, a mixture of all that is possible, and nobody asks again. There is no
-# error message this time either. It is the rule in this field: **what is wrong runs without complaint, so look at what
-# comes out.**
+# For a prompt as easy as this, five steps come close to fifteen. Even two give the right clip, only a little
+# more pointed in its outline, with a faint smudge of purple beside it at first. With one step you get the first guess,
+# a mixture of all that is possible, and nobody asks again. There is no error message this time either. It is the rule
+# in this field: **what is wrong runs without complaint, so look at what comes out.**
 
 # %% [markdown]
 # ## Recap

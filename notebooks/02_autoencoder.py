@@ -687,7 +687,7 @@ for pair in [("red", "orange"), ("blue", "cyan"), ("purple", "pink")]:
 assert colour_distance("red", "orange") > 0.2
 
 # %% [markdown]
-# A quarter to a half, in the shipped autoencoder. That is no accident, and it decided about this course's model. Our
+# A third to a half, in the shipped autoencoder. That is no accident, and it decided about this course's model. Our
 # first autoencoder was trained for thousands of steps with the weak pull, and drew frames without fault. But in its
 # latents red and orange lay apart by a *tenth* of what the thing lay apart from its ground. An encoder under a weak
 # pull may write in **fine print**: small differences on top of a large one. Its own decoder can read that, for in
@@ -752,7 +752,7 @@ assert abs(vae.encode(singles).std() - 1) < 0.1
 # %% [markdown]
 # That is all there is to the famous number. It was measured on one batch of pictures (Rombach et al. 2022, appendix
 # G), and it belongs to one set of weights. Train another autoencoder, and you need another number. The shipped one's
-# is 2.05 (measured on other frames than those above). It is above 1 because under a strong pull the larger part of
+# is 2.11 (measured on other frames than those above). It is above 1 because under a strong pull the larger part of
 # the variance is left to the clouds, and the means keep less than a third of it:
 
 # %%
@@ -947,7 +947,7 @@ squares = frames_of([Scene((Thing(colour, "square", "stay", size="big", x=0.4, y
 moved = vae.decode(padded_everywhere(vae).encode(squares))
 figures.strip([to_pictures(x) for x in (squares, vae.decode(vae.encode(squares)), moved)],
               titles=["frames", "right padding", "wrong padding"], frames=5,
-              alt="Squares; the same squares; squares that lie further right and below, worn at the edges.")
+              alt="Squares; the same squares; squares further right and below, in frames with streaks at two edges.")
 
 # %% [markdown]
 # There is dirt at two edges, and the picture has moved. By how much? At each of the three layers, the encoder looks
@@ -1011,15 +1011,16 @@ still = to_input(render([Scene((Thing("red", "star", "stay", size="big"),), grou
 by_mean = vae.decode(vae.encode(still))
 by_sample = vae.decode(vae.encode(still, torch.Generator().manual_seed(0)))
 figures.play([to_pictures(x) for x in (still, by_mean, by_sample)],
-             alt="A red star at rest three times: as rendered, by the mean equally calm, by samples its points twitch.")
+             alt="A red star at rest three times: as rendered; by the mean, as calm; by samples, specks come and go.")
 
 # %% tags=["nbval-check-output"]
 print("by mean, frames alike:", torch.allclose(by_mean[0], by_mean[9], atol=1e-4),
       "- by sample:", torch.allclose(by_sample[0], by_sample[9], atol=1e-4))
 
 # %% [markdown]
-# Each frame throws its own dice, and the star's points twitch. With the original's tiny clouds you would hardly see a
-# difference. So this mistake can sleep in a program for years, until it meets other weights.
+# Each frame throws its own dice: the star's points twitch, and coloured specks come and go on the ground, in one
+# frame all over it. With the original's tiny clouds you would hardly see a difference. So this mistake can sleep in a
+# program for years, until it meets other weights.
 
 # %% [markdown]
 # ## Recap

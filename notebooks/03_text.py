@@ -805,7 +805,7 @@ print(tuple(context.shape), len(cut_tower.transformer.resblocks), "blocks; the v
 
 # %% [markdown]
 # `minit2v train --stage text` does all this at the size of the mini model: four blocks, width 128, latents of 16
-# frames, 22,000 clips with all grounds, 400 steps. Its tower is the one you met in the first cell.
+# frames, 36,000 clips with all grounds, 400 steps. Its tower is the one you met in the first cell.
 
 # %% [markdown]
 # ## 5 · What the original does

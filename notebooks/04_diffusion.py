@@ -294,7 +294,7 @@ for name in ("root of beta straight (ours)", "beta straight, DDPM's ends"):
     a = left[name][shown - 1].float()[:, None, None, None]                       # (6, 1, 1, 1)
     rows.append(pictures(a.sqrt() * x + (1 - a).sqrt() * noise))
 
-figures.strip(rows, scale=2, titles=["ours: t = 50, 200, 350, 500, 700, 1000", "DDPM's, the same times"],
+figures.strip(rows, titles=["ours: t = 50, 200, 350, 500, 700, 1000", "DDPM's, the same times"],
               alt="The same star noised by two schedules; below, DDPM's loses it earlier.")
 
 # %% [markdown]
@@ -687,7 +687,7 @@ models["velocity"], logs["velocity"], seen["velocity"] = learn(processes["veloci
 losses = {name: torch.tensor([line["loss"] for line in log]) for name, log in logs.items()}
 figures.plot({f"predicts the {name}": values for name, values in losses.items()},
              x=[line["step"] for line in logs["noise"]], xlabel="step", ylabel="loss",
-             alt="Two falling losses that begin near 1; the noise network's ends near 0.15, the other at 0.5.")
+             alt="Two falling losses that begin near 1; the noise network's ends near 0.15, the other near 0.55.")
 
 # %% tags=["nbval-check-output"]
 for name, most in {"noise": 0.25, "velocity": 0.65}.items():
@@ -707,8 +707,9 @@ figures.strip([pictures(test[ROWS]), pictures(watched, raw), *rows], titles=name
               alt="Six rows of four frames: clean, confetti, which is what they were given, and the networks' guesses.")
 
 # %% [markdown]
-# Grounds and places are right. Colours are near, but not sure: cyan may turn to blue, purple to pink, and yellow is
-# orange at first. Corners come late, and with a network this small hardly at all.
+# Grounds and places are right. Colours are near, but not sure: most of the purple is pink, blue turns to cyan in
+# places, and yellow to orange at its rim. The star has most of its points early. Other corners come late, and with a
+# network this small hardly at all.
 
 # %% [markdown]
 # ## 9 · The loss by time
@@ -819,7 +820,7 @@ print("size of the guess:", ", ".join(f"{x.square().mean().sqrt():.2f}" for x in
 #
 # ### A crude sampler
 #
-# So one guess from pure noise gives nothing to look at. But read the picture from right to left:
+# So one guess from pure noise gives nothing but murk. But read the picture from right to left:
 # as soon as there is a little less noise, fewer frames are possible, and the guess becomes more definite. So make a
 # guess, believe it *a little*, and noise it again, to a slightly earlier time. Then guess again.
 
@@ -837,8 +838,8 @@ for name, steps in tried:
     times = torch.linspace(1000, 0, steps + 1).round().long().tolist()
     rows.append(pictures(crude(models[name], processes[name], start, times, Generator().manual_seed(11))))
 
-figures.strip(rows, titles=[f"{name} network, guesses: {steps}" for name, steps in tried], scale=2,
-              alt="Eight samples a row: empty; smudges; coloured things on plain grounds; and empty grounds.")
+figures.strip(rows, titles=[f"{name} network, guesses: {steps}" for name, steps in tried],
+              alt="Eight samples a row: murk; murk, black or a smudge; four coloured things, four empty; all white.")
 
 # %% [markdown]
 # Fifty guesses, and out of nothing come grounds with coloured things on them, some of them nearly a shape. Other
@@ -893,7 +894,7 @@ def mixed(clip_share, noise_share, look=decode):
 
 
 right, wrong = alphas_cumprod[shown], 1 - betas[shown - 1]
-figures.strip([mixed(right.sqrt(), (1 - right).sqrt()), mixed(wrong.sqrt(), (1 - wrong).sqrt())], scale=2,
+figures.strip([mixed(right.sqrt(), (1 - right).sqrt()), mixed(wrong.sqrt(), (1 - wrong).sqrt())],
               titles=["alpha-bar, t = 50 ... 1000", "1 - beta instead"],
               alt="Above, the star dissolves. Below, with 1 - beta, it is as clear at t = 1000 as at t = 50.")
 

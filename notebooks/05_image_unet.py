@@ -67,8 +67,9 @@ prompts = ["a red circle on a grey background", "a big blue square on a white ba
            "a green star on a black background", "a yellow triangle on a grey background",
            "a purple square on a black background", "an orange star on a white background",
            "a cyan circle on a black background", "a pink triangle on a white background"]
-figures.strip(pictures(walk(shipped, prompts)), scale=2, titles=["drawn for the eight sentences above, in their order"],
-              alt="Eight pictures, each with one coloured shape on a plain ground, most as their sentence says.")
+drawn = pictures(walk(shipped, prompts, seed=19))
+figures.strip(drawn, scale=2, titles=["drawn for the eight sentences above, in their order"],
+              alt="Eight plain grounds, each with the one coloured shape that its sentence asks for.")
 
 # %% [markdown]
 # **You need** the latents of chapter 02, the context of chapter 03, and the process and the training loop of chapter
@@ -619,12 +620,13 @@ assert difference < 1e-4
 # It is the same function. Each line of it stands in this notebook, and you have seen it made. Let it draw:
 
 # %%
-figures.strip(pictures(walk(unet, prompts)), scale=2, titles=["drawn by your network"],
+figures.strip(pictures(walk(unet, prompts, seed=19)), scale=2, titles=["drawn by your network"],
               alt="The same eight pictures as at the top of the chapter, now drawn by the reader's own network.")
 
 # %% [markdown]
-# Not all of them are quite what was asked for. A star may be hard to recognise, an edge may be crooked, and a tip may
-# have another colour. Chapter 06 has a knob for that, called guidance; in this chapter the network has to do without.
+# All of them are what was asked for, but an edge is crooked here and there, and there may be a stain. With another seed
+# a shape may be broken, or stay away: with `seed=0` three of the eight are. Chapter 06 has a knob for that, called
+# guidance; in this chapter the network has to do without.
 
 # %% [markdown]
 # ## 6 · Where does "red" look?
@@ -735,16 +737,18 @@ figures.strip([frames[rows], lit(2, rows), lit(3, rows)], scale=2,
               alt="Eight frames; below, a row for either word, in which cells are the brighter the more they read it.")
 
 # %% tags=["nbval-check-output"]
-best = [table.max() for table in more]
-print("a head reads the colour on the object, and one the shape:", all(x > 0.05 for x in best))
-assert all(x > 0.05 for x in best)
+best = [table.max().item() for table in more]
+print("a head reads the colour on the object:", best[0] > 0.2, " and one the shape:", best[1] > 0.2)
+assert best[0] > 0.2 > best[1]
 
 # %% [markdown]
-# These are no clean masks. In some frames the bright cells lie on the object, in others beside it or even on the
-# ground: a head was chosen because it is the best on average over a hundred frames, not in each of them. A network that
-# is trained anew shares out the work among its heads differently, and the same word may be read in several places. But
-# nobody told this one where the objects are, or what a colour is. It had noise and sentences. That some of its cells
-# must ask for the colour, and which, it has found out by itself.
+# The colour has a head to itself, nearly: on the object the colour word gets three quarters more of that head's weight
+# than on the ground. That is almost a mask. The shape has none. The head that is best for it leans to the object by a
+# few hundredths, on average over a hundred frames, and in many a frame its bright cells lie at the rim or elsewhere.
+# (Perhaps it is read in another token: those behind it have seen it, chapter 03.) A network that is trained anew shares
+# out the work among its heads differently; in an earlier one of ours the shape had a head, too. But nobody told this
+# one where the objects are, or what a colour is. It had noise and sentences. That some of its cells must ask for the
+# colour, and which, it has found out by itself.
 #
 # ### Where does it act?
 #
@@ -773,8 +777,8 @@ figures.strip([frames[rows], true_word, other_word, changed.expand(-1, -1, -1, 3
 
 # %% [markdown]
 # The noise still shows a little of the old colour, and now the sentence speaks of another. So the network makes a
-# compromise: the thing gets some third colour, keeps nearly its own, or is given up. Either way the ground hardly
-# changes.
+# compromise: the thing gets some third colour, keeps nearly its own, or wears several at once. Either way the ground
+# hardly changes.
 
 # %% tags=["nbval-check-output"]
 inside = chroma[rows] > 0.15
@@ -851,9 +855,9 @@ with tempfile.TemporaryDirectory() as folder:
     log = read_log(f"{folder}/student")
 
 # %% [markdown]
-# Before its first step the network answers next to nothing, and the decoder shows that as grey. Then the ground comes,
-# for it is most of the picture. Then there are blots, of any colour, then of the right one. Shapes would come last, and
-# most of them do not come in a minute. Here is the loss, and below it are the marks:
+# Before its first step the network answers next to nothing, and the decoder shows that as grey with some stains. Then
+# the ground comes, for it is most of the picture. Then there are blots, of any colour, then of the right one. Shapes
+# would come last, and most of them do not come in a minute. Here is the loss, and below it are the marks:
 
 # %%
 figures.plot({"loss": [line["loss"] for line in log]}, x=[line["step"] for line in log], xlabel="step", ylabel="loss",
@@ -994,13 +998,13 @@ suspects = {"all is right": unet, "no root of d": unet, "softmax over the cells"
 right_attend, rows, costs = attend, [], {}
 for name, network in suspects.items():
     attend = {"no root of d": unscaled, "softmax over the cells": over_queries}.get(name, right_attend)
-    rows.append(pictures(walk(network, prompts)))
+    rows.append(pictures(walk(network, prompts, seed=19)))
     with torch.inference_mode():
         costs[name] = denoising_loss(network, process, latents, context, Generator().manual_seed(8))[0].item()
 attend = right_attend
 
 figures.strip(rows, titles=[f"{name}: loss {costs[name]:.2f}" for name in suspects], scale=2,
-              alt="Six rows. The first is right; the others show wrong colours, broken shapes, noise or blank grounds.")
+              alt="Six rows. The first is as above; others show wrong colours, broken shapes, noise or blank grounds.")
 
 # %% tags=["nbval-check-output"]
 for name in ("softmax over the cells", "skip before input", "no time", "one norm group"):
@@ -1011,9 +1015,9 @@ for name in ("softmax over the cells", "skip before input", "no time", "one norm
 # The pictures are the symptoms; learn to read them. Skips in the wrong place make rubble. A wrong softmax or a wrong
 # norm loses the object, its colour, or even the ground. Without the time the network does not know how much noise to
 # expect, and takes away too much or too little; to the eye that is only a stain or a wrong colour, but the loss shows
-# it. The most dangerous mistake is the first, no root of d: its pictures look nearly right and its loss hardly moves,
-# which is why the check leaves it out. (These weights had the root while they learnt, and bear a sharper softmax.)
-# Learning without it is what goes badly, as the curve in section 1 said.
+# it. The most dangerous mistake is the first, no root of d: its pictures look nearly like the right ones and its
+# loss hardly moves, which is why the check leaves it out. (These weights had the root while they learnt, and bear a
+# sharper softmax.) Learning without it is what goes badly, as the curve in section 1 said.
 #
 # There is a second lesson in this list. *Had you trained with one of these mistakes in place, the loss would have gone
 # down all the same.* Skip before input is not even wrong then, only different. What finds such mistakes is neither a

@@ -795,7 +795,7 @@ scales = (1.0, 2.0, 4.0, 8.0, 16.0)
 swept = {g: make(g) for g in scales}
 guided = {g: decode(latents) for g, latents in swept.items()}
 grids = [figures.strip([guided[g][i] for g in scales], titles=[f"guidance {g:g}" for g in scales],
-                       frames=6, alt=f"{prompt}: five strips, guidance 1 to 16, ever harsher; the last may be broken.")
+                       frames=5, alt=f"{prompt}: five strips, guidance 1 to 16, ever harsher; the last may be broken.")
          for i, prompt in enumerate(PROMPTS)]
 widgets.slider(grids, labels=PROMPTS, name="prompt")
 
@@ -889,7 +889,7 @@ figures.plot({name: [apart(latents, end) for latents in runs[name]] for name in 
 
 # %%
 figures.strip(decode(torch.stack([*(made[-1][1] for made in runs.values()), end[1]])),
-              titles=[*(f"{name}, 12 steps" for name in runs), "DPM-Solver++(2M), 24 steps"],
+              titles=[*(f"{name}, 12 steps" for name in runs), "DPM-Solver++(2M), 24 steps"], frames=6,
               alt="Four strips of a blue square that grows; those of DPM-Solver++ and DDIM are nearly the same.")
 
 # %% [markdown]
@@ -1007,7 +1007,7 @@ denoise = guided_denoiser(pipe.unet, process, context[:1], uncond, 4.0)
 broken = [walk(denoise, fresh_noise()[:1], *how)[-1] for how in MISTAKES.values()]         # (1, 4, 16, 8, 8) each
 rows = [torch.cat([decode(latents)[0, ::4], figures.tint(latents[0, 1, ::4])]) for latents in broken]
 figures.strip(rows, titles=list(MISTAKES),
-              alt="Six rows: four frames of a clip, then a channel of their latents; only the first row is clean.")
+              alt="Six rows: four frames of a clip, then a channel of their latents: noise in four, a jump in row 5.")
 
 # %% [markdown]
 # Each row shows four frames, and on the right one channel of their latents: the one that the autoencoder leaves empty
@@ -1025,9 +1025,9 @@ figures.strip(rows, titles=list(MISTAKES),
 #   network meets noise it was never told about.
 # - **Starts at t = 500.** On the number line one hardly sees it, for a world of two bells, half dissolved, looks much
 #   like pure noise. A clip does not: the network is told that half of this is clip, finds hardly an object in it, and
-#   so makes one that fades, or none.
+#   so makes a smaller one that does not hold together: in the last of the four frames it is back where it began.
 # - **Stops at t = 200.** The list of times has been cut off below. Clip and noise, in the proportions of t = 200. The
-#   decoder hides it; the latents and the histogram do not.
+#   decoder hides most of it; the latents and the histogram do not.
 #
 # Since you have two oracles, you need not look at clips to find such a mistake. **Test a sampler on a distribution
 # whose answer you know**; it takes a second, and the project's own tests do it.

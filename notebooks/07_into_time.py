@@ -512,7 +512,7 @@ starts = {"the image network": TimeOff(newborn), "inflated, zero at the start": 
           "inflated, small random numbers": careless(little), "inflated, by He's rule": careless(he)}
 births = [film(unet, [PROMPT])[0] for unet in starts.values()]
 figures.strip(births, titles=list(starts), scale=2, frames=6,
-              alt="Two equal rows of red shapes in changing places; a third, blemished; in the fourth only rubble.")
+              alt="Two equal rows of red shapes in changing places; a third that differs; in the fourth only rubble.")
 
 # %% tags=["nbval-check-output"]
 off = []
@@ -578,12 +578,14 @@ unets = {"all parts": pipe.unet, "without temporal convolution": minit2v.load().
          "without both": TimeOff(pipe.unet)}
 shown = [film(unet, [PROMPT])[0] for unet in unets.values()]
 figures.strip(shown, titles=list(unets), scale=2,
-              alt="Four rows. Only the first shows one shape that travels evenly; the others lose object or motion.")
+              alt="Four rows. The first travels evenly to the right; the second and fourth jump, the third sinks.")
 
 # %% [markdown]
 # These weights learned with all parts in place, so a network that lacks some is a patient, not a fair rival. Still one
-# can see that neither kind does the work alone. And the test of section 4 can be put to a whole network: does it notice
-# when the frames of its noise are shuffled?
+# can see that neither kind does the work alone: without the convolutions the shape jumps to and fro and is now and then
+# in two pieces, and without the attention it still travels, but it sinks on its way, and a dark spot in it comes and
+# goes. And the test of section 4 can be put to a whole network: does it notice when the frames of its noise are
+# shuffled?
 
 # %% tags=["nbval-check-output"]
 for name, unet in unets.items():
@@ -808,14 +810,14 @@ rows = [film(unet, asked_for) for unet in suspects.values()]
 # %%
 figures.strip([row[0] for row in rows], scale=2, frames=6,
               titles=[f"{name}: {asked_for[0]}" for name in suspects],
-              alt="Five rows: in the first a red circle moves right, in the second is rubble; the other three are near "
-                  "to the first, lose the circle, or send it the other way.")
+              alt="Five rows: in the first a red circle moves right, in the second is rubble; in the third it drifts "
+                  "upwards as well, the fourth is like the first, and in the fifth the circle goes left.")
 
 # %%
 figures.strip([row[1] for row in rows], scale=2, frames=6,
               titles=[f"{name}: {asked_for[1]}" for name in suspects],
-              alt="Five rows: in the first a blue star moves down, in the second is rubble; the other three are near "
-                  "to the first, or send the star another way.")
+              alt="Five rows: in the first a blue star moves down, in the second is rubble; in the third it stops "
+                  "halfway, the fourth is like the first, and in the fifth the star goes up.")
 
 # %% [markdown]
 # What would a test see? We take drawn scenes, noise them, and compare the error of the answers: once for one clip at
@@ -857,19 +859,19 @@ assert all(eight > right[1] for _, eight in costs.values())
 
 # %% [markdown]
 # Two rows deserve a second look. **Time backwards** turns the motion round: the star goes up, and the circle that was
-# sent to the right goes left, though it all but goes out on the way. It is section 4 once more, as an experiment: which
-# way is forward stands in the convolutions and nowhere else. And the **norm for each frame** is the most treacherous of
-# the four. Its clips are nearly right, and on the eight clips its loss is hardly raised. What it loses is what frames
-# differ in as a whole, and one has to look for that on purpose, as the test above did.
+# sent to the right goes left. It is section 4 once more, as an experiment: which way is forward stands in the
+# convolutions and nowhere else. And the **norm for each frame** is the most treacherous of the four. Its clips are
+# nearly right, and on the eight clips its loss is hardly raised. What it loses is what frames differ in as a whole, and
+# one has to look for that on purpose, as the test above did.
 #
 # The symptoms, in short:
 #
 # | what you see | where to look |
 # |---|---|
 # | fine alone, mixed up in a batch or under guidance | the folds: `(b f)` in, `(b f)` out |
-# | frames do not agree on what they show | attention over the wrong axis, or time switched off |
+# | frames do not agree on what they show | time switched off |
 # | nearly nothing; but make one frame stronger, and no answer changes | norms that see single frames |
-# | the object is there, the motion is not the one asked for | the order of the frames: flipped or lost |
+# | the object is there, the motion is not the one asked for | the frames' order: flipped or lost; the wrong axis |
 # | everything was fine before the temporal layers were added | the forgotten zero |
 
 # %% [markdown]

@@ -275,7 +275,7 @@ def cloud(lots, alt):
 
 
 cloud({name: features[name] for name in ("real", "other real", "frozen")},
-      alt="Points of real clips and of other real clips in one cloud; points of frozen ones gathered in a part of it.")
+      alt="Points of real clips and of other real clips in one cloud; points of frozen ones only in its upper half.")
 
 # %%
 for name in ("other real", "frozen", "shuffled"):
@@ -378,7 +378,7 @@ counts = (24, 32, 40, 48)
 lines = {"real": curve(rest, counts), "frozen": curve(features["frozen"], counts),
          "shuffled": curve(features["shuffled"], counts)}
 figures.plot(lines, x=[1 / n for n in counts], xlabel="1 / number of clips", ylabel="distance",
-             alt="Three rising lines over 1/n: real lowest, frozen and shuffled above it.")
+             alt="Three lines over 1/n: frozen far above; real, lowest at first, rises past shuffled at the right.")
 
 # %%
 def at_infinity(counts, values):
@@ -392,9 +392,10 @@ for name, values in lines.items():
           f"{at_infinity(counts, values):6.2f}")
 
 # %% [markdown]
-# Look at the right end of the picture: of 24 clips, shuffled ones are as near as real ones. The distance cannot tell a
-# clip from its scattered frames there, and more decimals would not help. (The line of the real clips should end at 0,
-# and ends above it: so few clips are still too few for a straight line. Such lines are drawn through thousands.)
+# Look at the right end of the picture: of 24 clips, shuffled ones are even nearer than real ones. The distance cannot
+# tell a clip from its scattered frames there, and more decimals would not help. (The line of the real clips should end
+# at 0, and it ends close to it. But with so few clips each other lot gives another line. Such lines are drawn through
+# thousands.)
 #
 # Now the model, with its 32 clips, beside the floor for 32:
 
@@ -406,9 +407,9 @@ print(f"the model: {ours:.2f}; real clips: {min(floor):.2f} to {max(floor):.2f},
 # %% [markdown]
 # How uncertain is such a number? The six lots show it: they are all of one kind, and from the lowest to the highest it
 # is chance alone. Now look for the model. If it lies among them, or even *below* them, are its clips as good as real
-# ones, or better? The last number warns: real clips of the very captions that the model was given lie at the low end
-# of this, or below it. It is the captions. These 32 happen to ask for clips that lie near our reference, and others
-# happen to lie further off, which is why the floor is so wide.
+# ones, or better? The last number warns: real clips of the very captions that the model was given lie near the low end
+# of this, close to the model. It is the captions. These 32 happen to ask for clips that lie rather near our reference,
+# and others happen to lie further off, which is why the floor is so wide.
 #
 # So if a model lies inside the floor, or below it, that does not mean that its clips are as good as real ones. It means
 # that 32 clips do not suffice to see a difference. The referee, who looks at each clip by itself and knows what was
@@ -586,9 +587,10 @@ for name, (one, other) in protocols.items():
 # %% [markdown]
 # Same model, same clips, so whatever differs between two lines is the protocol's doing. (How good the model is, none
 # of them tells better than section 4 found for 32 clips.) The number of clips and the number of frames move the
-# distance most. Size and compression hardly do, in our world of flat shapes. (Do not conclude that they hardly do for
-# photographs.) And compare the first line with the end of section 4: there the real clips were of *other* captions,
-# here they are of the same ones, which alone divides the distance by more than anything else in the list.
+# distance most. Compression moves it less, and the size hardly, in our world of flat shapes. (Do not conclude that it
+# hardly does for photographs.) And compare the first line with the end of section 4: there the real clips were of
+# *other* captions, here they are of the same ones, which alone divides the distance by more than anything else in the
+# list.
 #
 # So "550" is a number only together with: which features, how many clips, which real ones, which captions, how many
 # frames at what rate, what size and by which filter, saved how, the covariance divided by $n$ or by $n - 1$. If one of

@@ -32,10 +32,10 @@ def test_it_is_small_and_made_of_half_precision_numbers():
 
 
 def test_it_names_what_is_in_clips_it_has_not_seen(real):
-    """Of 500 clips it was 100, 69 and 94 %; here are 48, so the bounds have room. Chance is 12, 25 and 7 %."""
+    """Of 500 clips it was 100, 99.8 and 99.6 %; here are 48, so the bounds have room. Chance is 12, 25 and 7 %."""
     scenes, clips = real
     found = judge.classify(clips)
-    for name, least in (("colour", 0.95), ("shape", 0.5), ("motion", 0.75)):
+    for name, least in (("colour", 0.95), ("shape", 0.9), ("motion", 0.9)):
         assert sum(one[name] == getattr(s.things[0], name) for one, s in zip(found, scenes)) / COUNT >= least, name
 
 
