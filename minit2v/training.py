@@ -224,8 +224,9 @@ def _resume(folder: Path, parameters: dict, ema: Ema, optimizers: list,
     """
     path = folder / "checkpoint.pt"
     if distributed.first():
-        for left in folder.glob(".checkpoint.pt.*.part"):            # what a kill during saving has left behind
-            left.unlink()
+        for name in ("checkpoint.pt", "log.jsonl", "loss.png"):
+            for left in folder.glob(f".{name}.*.part"):              # what a kill during writing has left behind
+                left.unlink()
     check_way(folder, shard=pieces is not None)
     if pieces:
         state = pieces.resume(folder, ema.average, optimizers[0])
