@@ -18,6 +18,7 @@ from torch import Tensor
 
 from minit2v import checkpoints, configfiles
 from minit2v.config import ModelConfig
+from minit2v.files import part_of
 from minit2v.layouts import INDEX, NETWORKS, WEIGHTS, Stored, open_model
 from minit2v.text import Tokenizer
 
@@ -55,7 +56,7 @@ def convert(source: str | os.PathLike, destination: str | os.PathLike, layout: s
     stored = open_model(Path(source), half=dtype is not None and dtype.itemsize == 2)
     check_expressible(stored, layout)
     parts = {name: stored.part(name) for name in NETWORKS}               # all is accounted for before any is written
-    unfinished = destination.with_name(f".{destination.name}.{os.getpid()}.part")
+    unfinished = part_of(destination)
     try:
         unfinished.mkdir(parents=True)
         for name, part in parts.items():

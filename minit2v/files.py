@@ -1,5 +1,6 @@
 """Files are written whole or not at all; and where none can be written is told before the work, not after it."""
 
+import glob
 import os
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 @contextmanager
 def write_whole(path: Path):
     """Gives a temporary name beside `path`; renames it to `path` when all went well, removes it otherwise."""
-    temporary = _beside(path)
+    temporary = part_of(path)
     try:
         yield temporary
         os.replace(temporary, path)
@@ -46,7 +47,7 @@ def check_folder(path: str | os.PathLike) -> Path:
 
 
 def _try(path: Path, asked: Path) -> None:
-    temporary = _beside(path)
+    temporary = part_of(path)
     try:
         temporary.touch()
         temporary.unlink()
@@ -55,5 +56,12 @@ def _try(path: Path, asked: Path) -> None:
                               f"name (the system says: {error.strerror}); choose another one") from error
 
 
-def _beside(path: Path) -> Path:
+def part_of(path: Path) -> Path:
+    """The name beside `path` under which this process writes it, file or folder, until it is whole."""
     return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def sweep(path: Path) -> None:
+    """Removes what processes that were killed while they wrote `path` have left. Nobody may be writing it now."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        left.unlink()

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import distributed
-from .files import write_whole
+from .files import sweep, write_whole
 from .muon import Muon, split
 from .sharding import Pieces
 
@@ -225,8 +225,7 @@ def _resume(folder: Path, parameters: dict, ema: Ema, optimizers: list,
     path = folder / "checkpoint.pt"
     if distributed.first():
         for name in ("checkpoint.pt", "log.jsonl", "loss.png"):
-            for left in folder.glob(f".{name}.*.part"):              # what a kill during writing has left behind
-                left.unlink()
+            sweep(folder / name)
     check_way(folder, shard=pieces is not None)
     if pieces:
         state = pieces.resume(folder, ema.average, optimizers[0])
